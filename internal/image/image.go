@@ -1,0 +1,142 @@
+// Package image parses container image references and decides which of them are mutable.
+//
+// The grammar is the one of the distribution specification, checked strictly and here rather than by
+// go-containerregistry, which accepts "..", "127.1" and similar as path components (measured, see docs/security.md).
+package image
+
+import (
+	"fmt"
+	"path"
+	"regexp"
+	"strings"
+)
+
+const (
+	// DefaultRegistry is where a reference without a registry host lives. The lock uses the name that the registry
+	// API itself answers under, as go-containerregistry does.
+	DefaultRegistry = "index.docker.io"
+	// DefaultTag is what a reference without tag and digest means.
+	DefaultTag = "latest"
+
+	maxName = 255 // distribution specification: registry and repository together
+)
+
+var (
+	hostPattern = regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)` +
+		`(?:\.(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?))*(?::[0-9]{1,5})?$`)
+	ipv6Pattern      = regexp.MustCompile(`^\[[0-9a-fA-F:]+\](?::[0-9]{1,5})?$`)
+	componentPattern = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$`)
+	tagPattern       = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+	digestPattern    = regexp.MustCompile(`^sha256:[a-f0-9]{64}$`)
+)
+
+// Ref is one parsed reference. The zero Ref is not valid; make one with [Parse]. Two Refs are the same image exactly
+// when their String is equal; Name is what the author wrote and takes no part in that.
+type Ref struct {
+	Registry   string // host, with port where given: "index.docker.io", "localhost:5000"
+	Repository string // "library/nginx"
+	Tag        string // "" only when Digest is set
+	Digest     string // "sha256:…" or ""
+	Name       string // registry and repository as the author wrote them: "nginx"
+}
+
+// String returns the normalised full reference, "registry/repository:tag", with "@digest" where the reference has
+// one. It is the key of an image in the lock file, in the cache and on the wire.
+func (r Ref) String() string {
+	s := r.Registry + "/" + r.Repository
+	if r.Tag != "" {
+		s += ":" + r.Tag
+	}
+	if r.Digest != "" {
+		s += "@" + r.Digest
+	}
+	return s
+}
+
+// Parse reads a reference as Kubernetes does: docker short names are completed ("nginx" is
+// "index.docker.io/library/nginx:latest"). The error names the offending part, quoted.
+func Parse(s string) (Ref, error) {
+	rest, digest, hasDigest := strings.Cut(s, "@")
+	if hasDigest && !IsDigest(digest) {
+		return Ref{}, fmt.Errorf("image %q: digest %q is not sha256: and 64 lower-case hex digits", s, digest)
+	}
+	name, tag := splitTag(rest)
+	if tag == "" && strings.HasSuffix(rest, ":") {
+		return Ref{}, fmt.Errorf("image %q: empty tag", s)
+	}
+	if tag != "" && !tagPattern.MatchString(tag) {
+		return Ref{}, fmt.Errorf("image %q: %q is not a tag", s, tag)
+	}
+	if tag == "" && !hasDigest {
+		tag = DefaultTag
+	}
+	registry, repository := splitRegistry(name)
+	if !hostPattern.MatchString(registry) && !ipv6Pattern.MatchString(registry) {
+		return Ref{}, fmt.Errorf("image %q: %q is not a registry host", s, registry)
+	}
+	for c := range strings.SplitSeq(repository, "/") {
+		if !componentPattern.MatchString(c) {
+			return Ref{}, fmt.Errorf("image %q: %q is not a repository path component", s, c)
+		}
+	}
+	if len(registry)+1+len(repository) > maxName {
+		return Ref{}, fmt.Errorf("image %q: name is longer than %d characters", s[:40]+"…", maxName)
+	}
+	return Ref{Registry: registry, Repository: repository, Tag: tag, Digest: digest, Name: name}, nil
+}
+
+// IsDigest reports whether s is a digest as the lock and the registry protocol spell it: "sha256:" and 64 lower-case
+// hexadecimal digits.
+func IsDigest(s string) bool { return digestPattern.MatchString(s) }
+
+// splitTag cuts a tag off; a colon before the last slash belongs to the host's port.
+func splitTag(s string) (name, tag string) {
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 || strings.IndexByte(s[i:], '/') >= 0 {
+		return s, ""
+	}
+	return s[:i], s[i+1:]
+}
+
+// splitRegistry tells a host from a first path component the way docker does: a host has a dot, a colon or is
+// "localhost".
+func splitRegistry(name string) (registry, repository string) {
+	host, rest, found := strings.Cut(name, "/")
+	if !found || (!strings.ContainsAny(host, ".:") && host != "localhost") {
+		host, rest = DefaultRegistry, name
+	}
+	switch host {
+	case "docker.io", "registry-1.docker.io":
+		host = DefaultRegistry
+	}
+	if host == DefaultRegistry && rest != "" && !strings.Contains(rest, "/") {
+		rest = "library/" + rest
+	}
+	return strings.ToLower(host), rest
+}
+
+// Tags is a list of globs, in the syntax of [path.Match], that say which tags are mutable.
+type Tags []string
+
+// Check returns an error for the first pattern that is not a glob.
+func (t Tags) Check() error {
+	for _, p := range t {
+		if _, err := path.Match(p, ""); err != nil {
+			return fmt.Errorf("tag pattern %q: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// Mutable reports whether r names a tag that moves: no digest, and a tag that matches one of the globs.
+func (t Tags) Mutable(r Ref) bool {
+	if r.Digest != "" {
+		return false
+	}
+	for _, p := range t {
+		if ok, _ := path.Match(p, r.Tag); ok {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,95 @@
+package image
+
+import (
+	"strings"
+	"testing"
+)
+
+const digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+func TestParse(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ in, want, name string }{
+		{"nginx", "index.docker.io/library/nginx:latest", "nginx"},
+		{"nginx:1.27", "index.docker.io/library/nginx:1.27", "nginx"},
+		{"docker.io/nginx", "index.docker.io/library/nginx:latest", "docker.io/nginx"},
+		{"grafana/loki", "index.docker.io/grafana/loki:latest", "grafana/loki"},
+		{"ghcr.io/acme/worker:main", "ghcr.io/acme/worker:main", "ghcr.io/acme/worker"},
+		{"localhost/x", "localhost/x:latest", "localhost/x"},
+		{"localhost:5000/a/b__c-d:V1.2_x", "localhost:5000/a/b__c-d:V1.2_x", "localhost:5000/a/b__c-d"},
+		{"[::1]:5000/a", "[::1]:5000/a:latest", "[::1]:5000/a"},
+		{"nginx@" + digest, "index.docker.io/library/nginx@" + digest, "nginx"},
+		{"nginx:1@" + digest, "index.docker.io/library/nginx:1@" + digest, "nginx"},
+	}
+	for _, tt := range tests {
+		got, err := Parse(tt.in)
+		if err != nil {
+			t.Errorf("Parse(%q): %v", tt.in, err)
+			continue
+		}
+		if got.String() != tt.want || got.Name != tt.name {
+			t.Errorf("Parse(%q) = %q named %q, want %q named %q", tt.in, got, got.Name, tt.want, tt.name)
+		}
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	t.Parallel()
+	for _, in := range []string{
+		"", " ", "nginx:", "Nginx", "ghcr.io/Acme/x", "ghcr.io/../x", "ghcr.io//x", "ghcr.io/x/", "evil.com:443/../x",
+		"a b", "nginx\n", "nginx:la test", "nginx@sha256:abc", "nginx@md5:0123", "ghcr.io/аcme/x", "-x.io/a",
+		"https://ghcr.io/x", "${IMAGE}", "ghcr.io/" + strings.Repeat("a", 300), "nginx:" + strings.Repeat("a", 129),
+	} {
+		if got, err := Parse(in); err == nil {
+			t.Errorf("Parse(%q) = %+v, want an error", in, got)
+		}
+	}
+}
+
+func TestMutable(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		tags Tags
+		in   string
+		want bool
+	}{
+		{Tags{"latest"}, "nginx", true},
+		{Tags{"latest"}, "nginx:latest", true},
+		{Tags{"latest"}, "nginx:v1.2.3", false},
+		{Tags{"latest"}, "nginx:latest@" + digest, false},
+		{Tags{"latest"}, "nginx@" + digest, false},
+		{Tags{"latest", "dev-*"}, "nginx:dev-42", true},
+		{Tags{"*"}, "nginx:v1.2.3", true},
+		{nil, "nginx", false},
+	}
+	for _, tt := range tests {
+		r, err := Parse(tt.in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := tt.tags.Mutable(r); got != tt.want {
+			t.Errorf("%v.Mutable(%q) = %v, want %v", tt.tags, tt.in, got, tt.want)
+		}
+	}
+}
+
+// FuzzParse: what is accepted survives a round trip through its normal form, and the author's name is a prefix of
+// what the author wrote, so that a rewrite never invents a name.
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{"nginx", "a.b/c:d", "localhost:5000/x@" + digest, "[::1]:1/a", "x:y@z"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		r, err := Parse(s)
+		if err != nil {
+			return
+		}
+		again, err := Parse(r.String())
+		if err != nil || again.String() != r.String() {
+			t.Errorf("Parse(%q) = %q, which parses to %q, %v", s, r, again, err)
+		}
+		if !strings.HasPrefix(s, r.Name) {
+			t.Errorf("Parse(%q).Name = %q, not a prefix", s, r.Name)
+		}
+	})
+}

@@ -1,0 +1,26 @@
+package image
+
+import (
+	"errors"
+	"time"
+)
+
+// Why a lookup gave no digest. Everything that resolves wraps one of these, so that a caller may branch with
+// [errors.Is] whatever answered: a registry, the cache, or the resolver over its socket.
+var (
+	// ErrNotFound: the registry says that the repository or the tag does not exist.
+	ErrNotFound = errors.New("not found")
+	// ErrUnauthorized: the registry wants other credentials than the ones it was shown.
+	ErrUnauthorized = errors.New("unauthorized")
+	// ErrUnavailable: no answer, or a temporary one. Asking again later may work.
+	ErrUnavailable = errors.New("unavailable")
+)
+
+// Resolution is the answer to "which digest does this tag stand for".
+type Resolution struct {
+	Ref    Ref
+	Digest string    // "sha256:…"; "" exactly when Err is set
+	At     time.Time // when the registry was asked: the digest is no older than this
+	Stale  bool      // the registry could not be asked again; this is its last known answer
+	Err    error     // wraps ErrNotFound, ErrUnauthorized or ErrUnavailable, without repeating the reference
+}

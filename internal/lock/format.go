@@ -1,0 +1,83 @@
+package lock
+
+import (
+	"bytes"
+	"encoding/json"
+	"slices"
+	"strings"
+	"time"
+)
+
+const header = "# Maintained by digestlock: the digest behind each mutable tag this overlay renders.\n"
+
+// Format returns the canonical bytes of d: pins sorted by image, one field a line, times in UTC to the second, a
+// trailing newline. Equal documents have equal bytes, and [Parse] of them is d again.
+func (d *Document) Format() []byte {
+	var b bytes.Buffer
+	if d.Source == nil {
+		b.WriteString(header)
+	}
+	b.WriteString("apiVersion: " + apiVersion + "\nkind: " + kind + "\n")
+	if s := d.Source; s != nil {
+		b.WriteString("source:\n")
+		for _, f := range []struct{ key, value string }{
+			{"project", s.Project},
+			{"application", s.Application},
+			{"repoURL", s.Repository},
+			{"targetRevision", s.TargetRevision},
+			{"path", s.Path},
+			{"revision", s.Revision},
+			{"renderedAt", stamp(s.RenderedAt)},
+		} {
+			b.WriteString("  " + f.key + ": " + quote(f.value) + "\n")
+		}
+	}
+	if len(d.Pins) == 0 {
+		b.WriteString("pins: []\n")
+		return b.Bytes()
+	}
+	b.WriteString("pins:\n")
+	pins := slices.Clone(d.Pins)
+	sortPins(pins)
+	for _, p := range pins {
+		b.WriteString("  - image: " + plain(p.Image) + "\n    digest: " + p.Digest + "\n    resolvedAt: " +
+			quote(stamp(p.ResolvedAt)) + "\n")
+		if p.Hold != nil {
+			b.WriteString("    hold:\n      rejected: " + p.Hold.Rejected + "\n      reason: " + quote(p.Hold.Reason) + "\n")
+		}
+	}
+	return b.Bytes()
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// plain leaves a reference unquoted, as people write it, unless it starts like a YAML flow sequence ("[::1]:5000/x").
+func plain(s string) string {
+	if strings.HasPrefix(s, "[") {
+		return quote(s)
+	}
+	return s
+}
+
+// quote returns s as a YAML double-quoted scalar. JSON strings are that, once HTML escaping is off and the C1
+// controls and U+FEFF, which JSON leaves bare and YAML does not print, are escaped.
+func quote(s string) string {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	_ = e.Encode(s) // a string always encodes
+	var out strings.Builder
+	for _, r := range strings.TrimSuffix(b.String(), "\n") {
+		if r == 0x7f || (r >= 0x80 && r < 0xa0) || r == 0xfeff || r == 0xfffe || r == 0xffff {
+			out.WriteString(`\u` + hex4(r))
+			continue
+		}
+		out.WriteRune(r)
+	}
+	return out.String()
+}
+
+func hex4(r rune) string {
+	const digits = "0123456789abcdef"
+	return string([]byte{digits[r>>12&15], digits[r>>8&15], digits[r>>4&15], digits[r&15]})
+}

@@ -1,0 +1,253 @@
+package lock
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/digestlock/digestlock/internal/fault"
+)
+
+var (
+	d1 = "sha256:" + strings.Repeat("1", 64)
+	d2 = "sha256:" + strings.Repeat("2", 64)
+	d3 = "sha256:" + strings.Repeat("3", 64)
+	t0 = time.Date(2026, 11, 22, 20, 57, 0, 0, time.UTC)
+)
+
+const canonical = `# Maintained by digestlock: the digest behind each mutable tag this overlay renders.
+apiVersion: digestlock.dev/v1
+kind: DigestLock
+pins:
+  - image: ghcr.io/acme/worker:latest
+    digest: sha256:1111111111111111111111111111111111111111111111111111111111111111
+    resolvedAt: "2026-11-22T20:57:00Z"
+    hold:
+      rejected: sha256:2222222222222222222222222222222222222222222222222222222222222222
+      reason: "reverted in 3f2c1ab: \"too <slow>\""
+  - image: index.docker.io/library/nginx:latest
+    digest: sha256:3333333333333333333333333333333333333333333333333333333333333333
+    resolvedAt: "2026-11-22T20:57:00Z"
+`
+
+func sample() *Document {
+	return &Document{Pins: []Pin{
+		{
+			Image: "ghcr.io/acme/worker:latest", Digest: d1, ResolvedAt: t0,
+			Hold: &Hold{Rejected: d2, Reason: `reverted in 3f2c1ab: "too <slow>"`},
+		},
+		{Image: "index.docker.io/library/nginx:latest", Digest: d3, ResolvedAt: t0},
+	}}
+}
+
+func TestFormat(t *testing.T) {
+	t.Parallel()
+	if diff := cmp.Diff(canonical, string(sample().Format())); diff != "" {
+		t.Errorf("Format (-want +got):\n%s", diff)
+	}
+}
+
+func TestParse(t *testing.T) {
+	t.Parallel()
+	got, err := Parse(FileName, []byte(canonical))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(sample(), got); diff != "" {
+		t.Errorf("Parse (-want +got):\n%s", diff)
+	}
+}
+
+func TestParseEntry(t *testing.T) {
+	t.Parallel()
+	want := sample()
+	want.Source = &Source{
+		Project: "default", Application: "backend", Repository: "https://git.example.com/k8s.git",
+		TargetRevision: "main", Path: "overlays/dev", Revision: "3f2c1ab", RenderedAt: t0,
+	}
+	got, err := ParseEntry("entry", want.Format())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("ParseEntry(Format) (-want +got):\n%s", diff)
+	}
+	if _, err := Parse(FileName, want.Format()); err == nil {
+		t.Error("Parse accepts a ledger entry as a lock file")
+	}
+	if _, err := ParseEntry("entry", []byte(canonical)); err == nil {
+		t.Error("ParseEntry accepts a lock file as a ledger entry")
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	t.Parallel()
+	edit := func(old, cur string) string {
+		if !strings.Contains(canonical, old) {
+			t.Fatalf("canonical lock has no %q", old)
+		}
+		return strings.Replace(canonical, old, cur, 1)
+	}
+	tests := []struct{ name, in, want string }{
+		{"empty", "", "digest-lock.yaml: empty"},
+		{"conflict", "# x\n<<<<<<< HEAD\n" + canonical, "digest-lock.yaml:2: merge conflict marker"},
+		{"conflict middle", edit("  - image: index", "=======\n  - image: index"), "digest-lock.yaml:11: merge conflict marker"},
+		{"newer version", edit("digestlock.dev/v1", "digestlock.dev/v2"), `digest-lock.yaml:2: apiVersion "digestlock.dev/v2", this digestlock reads digestlock.dev/v1`},
+		{"newer version with new fields", edit("digestlock.dev/v1", "digestlock.dev/v2\nnew: 1"), `apiVersion "digestlock.dev/v2"`},
+		{"kind", edit("kind: DigestLock", "kind: ConfigMap"), `digest-lock.yaml:3: kind "ConfigMap", want DigestLock`},
+		{"unknown field", edit("pins:", "extra: 1\npins:"), `digest-lock.yaml:4: unknown field "extra"`},
+		{"unknown pin field", edit("    digest: sha256:3", "    platform: x\n    digest: sha256:3"), `digest-lock.yaml:12: unknown field "platform"`},
+		{"field twice", edit("kind: DigestLock", "kind: DigestLock\nkind: DigestLock"), `digest-lock.yaml:4: field "kind" given twice`},
+		{"image twice", edit("index.docker.io/library/nginx", "ghcr.io/acme/worker"), "digest-lock.yaml:11: image ghcr.io/acme/worker:latest is listed already in line 5"},
+		{"short name", edit("index.docker.io/library/nginx", "nginx"), "is not a full reference with a tag, such as index.docker.io/library/nginx:latest"},
+		{"digest", edit(d3, "sha256:33"), `digest-lock.yaml:12: digest "sha256:33" is not`},
+		{"time", edit("2026-11-22T20:57:00Z", "yesterday"), `"yesterday" is not an RFC 3339 time`},
+		{"no pins", "apiVersion: digestlock.dev/v1\nkind: DigestLock\n", `no field "pins"`},
+		{"pins not a list", "apiVersion: digestlock.dev/v1\nkind: DigestLock\npins: {}\n", "digest-lock.yaml:3: pins is not a list"},
+		{"two documents", canonical + "---\n" + canonical, "more than one YAML document"},
+		{"broken YAML", canonical + "  {", "line 14"},
+		{"alias", "apiVersion: digestlock.dev/v1\nkind: DigestLock\npins: &a [*a]\n", "digest-lock.yaml"},
+		{"too large", canonical + strings.Repeat("#", MaxSize), "more than the 1048576 a lock may have"},
+	}
+	for _, tt := range tests {
+		_, err := Parse(FileName, []byte(tt.in))
+		if err == nil {
+			t.Errorf("%s: no error", tt.name)
+			continue
+		}
+		if !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: error %q, want %q in it", tt.name, err, tt.want)
+		}
+		if fault.Hint(err) == "" {
+			t.Errorf("%s: error without a hint", tt.name)
+		}
+	}
+}
+
+func TestAdvance(t *testing.T) {
+	t.Parallel()
+	later := t0.Add(time.Minute)
+	held := &Hold{Rejected: d2, Reason: "r"}
+	tests := []struct {
+		name   string
+		pin    Pin
+		digest string
+		at     time.Time
+		want   Pin
+	}{
+		{"moved", Pin{"i", d1, t0, nil}, d2, later, Pin{"i", d2, later, nil}},
+		{"same", Pin{"i", d1, t0, nil}, d1, later, Pin{"i", d1, t0, nil}},
+		{"older look", Pin{"i", d1, later, nil}, d2, t0, Pin{"i", d1, later, nil}},
+		{"rejected", Pin{"i", d1, t0, held}, d2, later, Pin{"i", d1, t0, held}},
+		{"past the rejected", Pin{"i", d1, t0, held}, d3, later, Pin{"i", d3, later, nil}},
+	}
+	for _, tt := range tests {
+		got, changed := tt.pin.Advance(tt.digest, tt.at)
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+		if changed != (got.Digest != tt.pin.Digest) {
+			t.Errorf("%s: changed = %v", tt.name, changed)
+		}
+	}
+}
+
+func TestMergeAndDiff(t *testing.T) {
+	t.Parallel()
+	base := sample()
+	later := t0.Add(time.Hour)
+	got := Merge(base, []Pin{
+		{Image: "a.io/new:latest", Digest: d1, ResolvedAt: later},
+		{Image: "ghcr.io/acme/worker:latest", Digest: d2, ResolvedAt: later}, // held
+		{Image: "index.docker.io/library/nginx:latest", Digest: d1, ResolvedAt: later},
+	})
+	want := &Document{Pins: []Pin{
+		{Image: "a.io/new:latest", Digest: d1, ResolvedAt: later},
+		base.Pins[0],
+		{Image: "index.docker.io/library/nginx:latest", Digest: d1, ResolvedAt: later},
+	}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("Merge (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(sample(), base); diff != "" {
+		t.Errorf("Merge changed its base:\n%s", diff)
+	}
+	wantChanges := []Change{
+		{Image: "a.io/new:latest", New: d1},
+		{Image: "index.docker.io/library/nginx:latest", Old: d3, New: d1},
+	}
+	if diff := cmp.Diff(wantChanges, Diff(base, got)); diff != "" {
+		t.Errorf("Diff (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]Change{{"a.io/new:latest", d1, ""}}, Diff(&Document{Pins: got.Pins[:1]}, nil)); diff != "" {
+		t.Errorf("Diff to nothing (-want +got):\n%s", diff)
+	}
+}
+
+// FuzzParse: arbitrary bytes never panic, and what is accepted keeps its meaning through its canonical form.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(canonical))
+	f.Add([]byte("apiVersion: digestlock.dev/v1\nkind: DigestLock\npins: []\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		d, err := Parse(FileName, data)
+		if err != nil {
+			return
+		}
+		out := d.Format()
+		again, err := Parse(FileName, out)
+		if err != nil {
+			t.Fatalf("Parse(Format): %v\n%s", err, out)
+		}
+		if diff := cmp.Diff(d, again, cmp.Comparer(samePins)); diff != "" {
+			t.Errorf("Parse(Format) differs (-first +again):\n%s", diff)
+		}
+		if string(again.Format()) != string(out) {
+			t.Error("Format is not canonical")
+		}
+	})
+}
+
+// FuzzFormat: whatever text ends up in a hold or a source, the written document reads back equal.
+func FuzzFormat(f *testing.F) {
+	f.Add("reverted", "main", int64(0))
+	f.Add("\u0085\ufeff\x7f\u2028\"\\\n", "<&>", int64(1<<33))
+	f.Fuzz(func(t *testing.T, reason, path string, unix int64) {
+		when := time.Unix(unix, 0).UTC()
+		if y := when.Year(); y < 0 || y > 9999 {
+			return
+		}
+		reason, path = strings.ToValidUTF8(reason, "?"), strings.ToValidUTF8(path, "?")
+		d := &Document{
+			Source: &Source{Project: path, Path: reason, RenderedAt: when},
+			Pins:   []Pin{{Image: "a.io/b:c", Digest: d1, ResolvedAt: when, Hold: &Hold{Rejected: d2, Reason: reason}}},
+		}
+		got, err := ParseEntry("e", d.Format())
+		if err != nil {
+			t.Fatalf("ParseEntry(Format): %v\n%s", err, d.Format())
+		}
+		if diff := cmp.Diff(d, got); diff != "" {
+			t.Errorf("ParseEntry(Format) (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// samePins lets an empty list equal no list: "pins: []" is both.
+func samePins(a, b []Pin) bool {
+	return len(a) == 0 && len(b) == 0 || cmp.Equal(a, b)
+}
+
+func BenchmarkParse(b *testing.B) {
+	d := &Document{}
+	for i := range 50 {
+		d.Pins = append(d.Pins, Pin{Image: "ghcr.io/acme/app-" + string(rune('a'+i%26)) + strings.Repeat("x", i) + ":latest", Digest: d1, ResolvedAt: t0})
+	}
+	data := d.Format()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Parse(FileName, data); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
