@@ -1,0 +1,300 @@
+// Package cache stands in front of a resolver and remembers its answers for a while: one lookup per reference and
+// TTL, however many Applications ask.
+//
+// Freshness is decided here and not by the LRU, which only bounds memory: a TTL cache that hides expired values could
+// not answer with the last known digest when a registry is down.
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/digestlock/digestlock/internal/image"
+)
+
+// Resolver looks references up where the truth is. It returns one Resolution per reference, in the same order.
+type Resolver interface {
+	Resolve(ctx context.Context, refs []image.Ref) []image.Resolution
+}
+
+// Options bound what is remembered and for how long. Zero values mean the default given with each field.
+type Options struct {
+	Size         int           // references remembered; default 10,000
+	TTL          time.Duration // an answer is used without asking again; default 60 s
+	NegativeTTL  time.Duration // the same for "not found" and "unauthorized"; default 10 s
+	StaleIfError time.Duration // an answer is used when asking again fails; default 24 h
+	Timeout      time.Duration // one lookup, all of a registry's references together; default 15 s
+	Registerer   prometheus.Registerer
+}
+
+// Cache is a resolver that asks another one no more often than its TTL. It is safe for concurrent use. Callers of one
+// reference share one lookup, and a caller who gives up fails nobody else.
+type Cache struct {
+	backend Resolver
+	o       Options
+	lookups *prometheus.CounterVec
+
+	mu      sync.Mutex
+	entries *lru.Cache[string, entry]
+	flights map[string]*flight
+	closed  bool
+
+	running sync.WaitGroup
+	ctx     context.Context // parent of every lookup: lookups outlive their callers, but not the cache
+	cancel  context.CancelFunc
+}
+
+// entry is the last answer for one reference: a digest or a refusal, never a temporary error.
+type entry struct {
+	digest string
+	err    error
+	at     time.Time
+}
+
+// flight is one lookup under way. Its result may be read once done is closed.
+type flight struct {
+	ref     image.Ref
+	done    chan struct{}
+	result  image.Resolution
+	flushed bool // guarded by Cache.mu: a flush came after the lookup began, so that its answer may be the old one
+}
+
+// New returns a cache in front of backend. Close it to wait for its lookups.
+func New(backend Resolver, o Options) *Cache {
+	o.Size = orDefault(o.Size, 10_000)
+	o.TTL = orDefault(o.TTL, time.Minute)
+	o.NegativeTTL = orDefault(o.NegativeTTL, 10*time.Second)
+	o.StaleIfError = orDefault(o.StaleIfError, 24*time.Hour)
+	o.Timeout = orDefault(o.Timeout, 15*time.Second)
+	entries, err := lru.New[string, entry](o.Size)
+	if err != nil {
+		panic(err) // only for a size below one
+	}
+	c := &Cache{
+		backend: backend, o: o, entries: entries, flights: map[string]*flight{},
+		lookups: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "digestlock_cache_lookups_total",
+			Help: "References asked for, by how they were answered: hit, miss (a lookup was started), shared (a lookup was under way).",
+		}, []string{"outcome"}),
+	}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	if o.Registerer != nil {
+		o.Registerer.MustRegister(c.lookups, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "digestlock_cache_entries",
+			Help: "References remembered.",
+		}, func() float64 { return float64(entries.Len()) }))
+	}
+	return c
+}
+
+func orDefault[T int | time.Duration](v, d T) T {
+	if v <= 0 {
+		return d
+	}
+	return v
+}
+
+// Close cancels lookups under way and waits for them. Callers that wait for one get an error.
+func (c *Cache) Close() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.cancel()
+	c.running.Wait()
+}
+
+// Resolve returns one Resolution per reference, in the same order. An answer younger than the TTL is used as it is.
+// Where asking fails, the last known digest is used, marked stale. No answer is older than a [Cache.Flush] of its
+// reference that returned before Resolve was called.
+func (c *Cache) Resolve(ctx context.Context, refs []image.Ref) []image.Resolution {
+	out := make([]image.Resolution, len(refs))
+	waits := make([]*flight, len(refs))
+	c.mu.Lock()
+	var start []*flight
+	for i, ref := range refs {
+		key := ref.String()
+		if e, ok := c.fresh(key); ok {
+			c.lookups.WithLabelValues("hit").Inc()
+			out[i] = image.Resolution{Ref: ref, Digest: e.digest, At: e.at, Err: e.err}
+			continue
+		}
+		f, ok := c.flights[key]
+		if ok {
+			c.lookups.WithLabelValues("shared").Inc()
+		} else {
+			c.lookups.WithLabelValues("miss").Inc()
+			f = &flight{ref: ref, done: make(chan struct{})}
+			c.flights[key] = f
+			start = append(start, f)
+		}
+		waits[i] = f
+	}
+	c.launch(start)
+	c.mu.Unlock()
+	for i, f := range waits {
+		if f != nil {
+			out[i] = c.wait(ctx, f)
+			out[i].Ref = refs[i] // the flight may be another caller's, who wrote the name differently
+		}
+	}
+	return out
+}
+
+// fresh returns the entry of key when it is young enough to be used without asking. The caller holds mu.
+func (c *Cache) fresh(key string) (entry, bool) {
+	e, ok := c.entries.Get(key)
+	ttl := c.o.TTL
+	if e.err != nil {
+		ttl = c.o.NegativeTTL
+	}
+	return e, ok && time.Since(e.at) < ttl
+}
+
+// launch starts the lookups, one call of the backend per registry: a registry that does not answer delays nobody
+// else's references, and the backend sees all repositories that need a token at once. The caller holds mu.
+func (c *Cache) launch(flights []*flight) {
+	byRegistry := map[string][]*flight{}
+	for _, f := range flights {
+		byRegistry[f.ref.Registry] = append(byRegistry[f.ref.Registry], f)
+	}
+	for _, fs := range byRegistry {
+		if c.closed {
+			for _, f := range fs {
+				delete(c.flights, f.ref.String())
+				f.result = image.Resolution{Ref: f.ref, Err: fmt.Errorf("%w: the resolver is shutting down", image.ErrUnavailable)}
+				close(f.done)
+			}
+			continue
+		}
+		c.running.Go(func() { c.fly(fs) })
+	}
+}
+
+func (c *Cache) fly(flights []*flight) {
+	ctx, cancel := context.WithTimeoutCause(c.ctx, c.o.Timeout, fmt.Errorf("no answer within %v", c.o.Timeout))
+	defer cancel()
+	at := time.Now()
+	refs := make([]image.Ref, len(flights))
+	for i, f := range flights {
+		refs[i] = f.ref
+	}
+	results := c.backend.Resolve(ctx, refs)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, f := range flights {
+		r := results[i]
+		r.At = at
+		c.land(f, r)
+	}
+}
+
+// land remembers an answer and hands it to everybody who waits for it. The caller holds mu.
+func (c *Cache) land(f *flight, r image.Resolution) {
+	defer close(f.done)
+	f.result = r
+	if f.flushed {
+		return // those who wait ask again, see wait
+	}
+	key := f.ref.String()
+	delete(c.flights, key)
+	switch {
+	case r.Err == nil:
+		c.entries.Add(key, entry{digest: r.Digest, at: r.At})
+	case errors.Is(r.Err, image.ErrNotFound), errors.Is(r.Err, image.ErrUnauthorized):
+		c.entries.Add(key, entry{err: r.Err, at: r.At})
+	default:
+		f.result = c.orStale(r)
+	}
+}
+
+// orStale replaces a temporary error by the last known digest, if there is one that is not too old. The caller holds
+// mu.
+func (c *Cache) orStale(r image.Resolution) image.Resolution {
+	e, ok := c.entries.Peek(r.Ref.String())
+	if !ok || e.err != nil || time.Since(e.at) > c.o.StaleIfError {
+		return r
+	}
+	return image.Resolution{Ref: r.Ref, Digest: e.digest, At: e.at, Stale: true}
+}
+
+func (c *Cache) wait(ctx context.Context, f *flight) image.Resolution {
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.orStale(image.Resolution{Ref: f.ref, Err: fmt.Errorf("%w: %w", image.ErrUnavailable, context.Cause(ctx))})
+	}
+	c.mu.Lock()
+	flushed := f.flushed
+	c.mu.Unlock()
+	if flushed {
+		return c.Resolve(ctx, []image.Ref{f.ref})[0]
+	}
+	return f.result
+}
+
+// Flush forgets what is known about ref, asks again and returns both: Old is the digest known before, or "". With
+// every set, all remembered tags of ref's repository are flushed, in the order of their references. Lookups that were
+// under way cannot bring the old digest back. An answer that cannot be had is in the Resolution's Err, and the
+// reference stays forgotten.
+func (c *Cache) Flush(ctx context.Context, ref image.Ref, every bool) []Flushed {
+	refs := []image.Ref{ref}
+	c.mu.Lock()
+	if every {
+		refs = c.tags(ref)
+	}
+	out := make([]Flushed, len(refs))
+	for i, r := range refs {
+		key := r.String()
+		if e, ok := c.entries.Peek(key); ok {
+			out[i].Old = e.digest
+		}
+		c.entries.Remove(key)
+		if f, ok := c.flights[key]; ok {
+			f.flushed = true
+			delete(c.flights, key)
+		}
+	}
+	c.mu.Unlock()
+	for i, r := range c.Resolve(ctx, refs) {
+		out[i].Resolution = r
+	}
+	return out
+}
+
+// Flushed is what a flush did to one reference.
+type Flushed struct {
+	image.Resolution
+	Old string
+}
+
+// tags returns every reference to ref's repository that is remembered or being looked up, sorted. The caller holds mu.
+func (c *Cache) tags(ref image.Ref) []image.Ref {
+	prefix := ref.Registry + "/" + ref.Repository + ":"
+	found := map[string]bool{}
+	for _, key := range c.entries.Keys() {
+		found[key] = strings.HasPrefix(key, prefix)
+	}
+	for key := range c.flights {
+		found[key] = strings.HasPrefix(key, prefix)
+	}
+	var out []image.Ref
+	for _, key := range slices.Sorted(maps.Keys(found)) {
+		if found[key] {
+			r := ref
+			r.Tag = strings.TrimPrefix(key, prefix)
+			out = append(out, r)
+		}
+	}
+	return out
+}

@@ -1,0 +1,312 @@
+// Package registry turns image tags into digests over the network. It is the only package that knows
+// go-containerregistry's transport, and it caches no answers: internal/cache does.
+//
+// One lookup is one HEAD request. What precedes it, a ping and where asked for a token, is done once for all
+// repositories of a registry and kept as a session.
+package registry
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/digestlock/digestlock/internal/image"
+)
+
+const (
+	defaultTimeout     = 10 * time.Second
+	defaultConcurrency = 8
+
+	// sessionAge is how long a session may serve. Registries with tokens end it sooner; for the others it bounds how
+	// long withdrawn credentials are used and unused repositories are remembered.
+	sessionAge = time.Hour
+)
+
+// Options are the settings of a [Client]. The zero value is usable.
+type Options struct {
+	Insecure    []string              // hosts, with port where one is used, that are spoken to in plain http; no other is
+	Timeout     time.Duration         // for one lookup, and for opening the session before it; 0 means 10 s
+	Keychain    authn.Keychain        // read whenever a session opens; nil means the docker config file
+	UserAgent   string                // "" means "digestlock"
+	Transport   http.RoundTripper     // nil means one of our own
+	Concurrency int                   // lookups at a time and registry; 0 means 8
+	Registerer  prometheus.Registerer // nil means no metrics
+}
+
+// Client looks tags up. Make one with [New]; it is safe for concurrent use and needs no closing.
+type Client struct {
+	insecure    map[string]bool
+	timeout     time.Duration
+	sessionAge  time.Duration
+	keychain    authn.Keychain
+	userAgent   string
+	transport   http.RoundTripper
+	concurrency int
+	metrics     *metrics
+
+	mu    sync.Mutex
+	hosts map[string]*host
+}
+
+// New returns a Client. Two clients cannot share a Registerer.
+func New(o Options) *Client {
+	c := &Client{
+		insecure:    map[string]bool{},
+		timeout:     o.Timeout,
+		sessionAge:  sessionAge,
+		keychain:    o.Keychain,
+		userAgent:   o.UserAgent,
+		transport:   o.Transport,
+		concurrency: o.Concurrency,
+		metrics:     newMetrics(o.Registerer),
+		hosts:       map[string]*host{},
+	}
+	for _, h := range o.Insecure {
+		c.insecure[strings.ToLower(h)] = true
+	}
+	if c.timeout <= 0 {
+		c.timeout = defaultTimeout
+	}
+	if c.keychain == nil {
+		c.keychain = dockerConfig{}
+	}
+	if c.userAgent == "" {
+		c.userAgent = "digestlock"
+	}
+	if c.concurrency <= 0 {
+		c.concurrency = defaultConcurrency
+	}
+	if c.transport == nil {
+		c.transport = newTransport(c.timeout, c.concurrency)
+	}
+	return c
+}
+
+// Resolve looks every reference up, concurrently, and returns one Resolution per reference in the same order. A reference
+// that has a digest is answered with it. What goes wrong with one registry concerns no other. Errors match
+// [image.ErrNotFound], [image.ErrUnauthorized] or [image.ErrUnavailable] where one of them fits, and the cause of ctx
+// when it ended first.
+func (c *Client) Resolve(ctx context.Context, refs []image.Ref) []image.Resolution {
+	start := time.Now()
+	results := make([]image.Resolution, len(refs))
+	batches := map[string][]*image.Resolution{}
+	for i, ref := range refs {
+		results[i] = image.Resolution{Ref: ref, Digest: ref.Digest, At: start}
+		if ref.Digest == "" {
+			batches[ref.Registry] = append(batches[ref.Registry], &results[i])
+		}
+	}
+	var wg sync.WaitGroup
+	for name, batch := range batches {
+		wg.Go(func() { c.host(name).resolve(ctx, batch) })
+	}
+	wg.Wait()
+	return results
+}
+
+func (c *Client) host(name string) *host {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	h, ok := c.hosts[name]
+	if !ok {
+		h = newHost(c, name)
+		c.hosts[name] = h
+	}
+	return h
+}
+
+// host is one registry: what is known of it and the slots for talking to it.
+type host struct {
+	*Client
+	name   string
+	scheme string
+	wire   http.RoundTripper // retries, guard and metrics over the client's transport
+	slots  chan struct{}
+
+	mu     sync.Mutex
+	groups map[string]*group // by repository
+	open   *group            // the one that takes new repositories
+}
+
+func newHost(c *Client, name string) *host {
+	h := &host{
+		Client: c,
+		name:   name,
+		scheme: "https",
+		slots:  make(chan struct{}, c.concurrency),
+		groups: map[string]*group{},
+	}
+	if c.insecure[name] {
+		h.scheme = "http"
+	}
+	h.wire = retry{guard{host: h, next: c.transport}}
+	return h
+}
+
+// resolve fills in the results of a batch. All its repositories join their groups before the first session opens, so
+// that one session covers them.
+func (h *host) resolve(ctx context.Context, batch []*image.Resolution) {
+	var wg sync.WaitGroup
+	for g, part := range h.join(batch) {
+		wg.Go(func() { h.resolveGroup(ctx, g, part) })
+	}
+	wg.Wait()
+}
+
+// resolveGroup looks a batch up that shares a session. Once a lookup has met silence, those still waiting for their
+// turn are not begun, or a silent registry would cost its deadline again for every handful of them.
+func (h *host) resolveGroup(ctx context.Context, g *group, batch []*image.Resolution) {
+	start := time.Now()
+	s, err := g.session(ctx, repositories(batch), nil)
+	if err != nil && !denied(err) {
+		for _, r := range batch {
+			r.Err = err
+		}
+		return
+	}
+	queue, leave := context.WithCancelCause(ctx)
+	defer leave(nil)
+	var wg sync.WaitGroup
+	for _, r := range batch {
+		wg.Go(func() {
+			if r.Err = h.acquire(queue); r.Err != nil {
+				return
+			}
+			defer h.release()
+			ctx, cancel := h.deadline(ctx)
+			defer cancel()
+			r.Digest, r.Err = h.lookup(ctx, lookup{r.Ref, g, s, err, start})
+			if errors.Is(r.Err, errSilence) {
+				leave(cmp.Or(context.Cause(ctx), errSilence)) // the silence may be the session's
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func repositories(batch []*image.Resolution) []string {
+	var repos []string
+	for _, r := range batch {
+		repos = append(repos, r.Ref.Repository)
+	}
+	return repos
+}
+
+// acquire waits for one of the registry's slots.
+func (h *host) acquire(ctx context.Context) error {
+	select {
+	case h.slots <- struct{}{}:
+	case <-ctx.Done():
+		return h.netError(ctx, ctx.Err())
+	}
+	if ctx.Err() != nil { // both were possible
+		h.release()
+		return h.netError(ctx, ctx.Err())
+	}
+	return nil
+}
+
+func (h *host) release() { <-h.slots }
+
+// errSilence is the cause of a context that our own deadline ended.
+var errSilence = errors.New("no answer")
+
+func (h *host) deadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, h.timeout, fmt.Errorf("%w within %v", errSilence, h.timeout))
+}
+
+// lookup is how one lookup begins.
+type lookup struct {
+	ref     image.Ref
+	group   *group
+	session *session  // nil when the registry denied the group one
+	denied  error     // and with what
+	start   time.Time // credentials read before are not fresh
+}
+
+// lookup asks for one digest. Denied, it asks again with credentials read since the lookup began, for they may have
+// been rotated, and at last in a session for nothing but this repository, because some registries refuse a token for
+// several when they deny one, and because the docker config may have credentials for just this one.
+func (h *host) lookup(ctx context.Context, l lookup) (digest string, err error) {
+	s, err := l.session, l.denied
+	if s != nil {
+		digest, err = h.fetch(ctx, s, l.ref)
+		if denied(err) && s.opened.Before(l.start) {
+			digest, s, err = h.fetchAnew(ctx, l.group, s, l.ref)
+		}
+	}
+	if denied(err) && h.worthAlone(ctx, l, s, err) {
+		digest, _, err = h.fetchAnew(ctx, h.isolate(l.ref.Repository), nil, l.ref)
+	}
+	return digest, err
+}
+
+func (h *host) fetchAnew(ctx context.Context, g *group, refused *session, ref image.Ref) (string, *session, error) {
+	s, err := g.session(ctx, []string{ref.Repository}, refused)
+	if err != nil {
+		return "", nil, err
+	}
+	digest, err := h.fetch(ctx, s, ref)
+	return digest, s, err
+}
+
+// join puts the batch's repositories into groups.
+func (h *host) join(batch []*image.Resolution) map[*group][]*image.Resolution {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	parts := map[*group][]*image.Resolution{}
+	for _, r := range batch {
+		g := h.groupOf(r.Ref.Repository)
+		parts[g] = append(parts[g], r)
+	}
+	return parts
+}
+
+// groupOf returns the group of a repository, a new one if need be. It forgets a group that is too old. The caller
+// holds the lock.
+func (h *host) groupOf(repo string) *group {
+	if g := h.groups[repo]; g != nil && !g.old() {
+		return g
+	} else if g != nil {
+		h.forget(g)
+	}
+	if h.open == nil || len(h.open.repos) >= maxScopes || h.open.old() {
+		h.open = &group{host: h}
+	}
+	h.open.repos = append(h.open.repos, repo)
+	h.groups[repo] = h.open
+	return h.open
+}
+
+func (h *host) forget(old *group) {
+	for _, repo := range old.repos {
+		if h.groups[repo] == old {
+			delete(h.groups, repo)
+		}
+	}
+}
+
+// isolate gives a repository a group of its own.
+func (h *host) isolate(repo string) *group {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	g := h.groups[repo]
+	if g != nil && g.alone {
+		return g
+	}
+	if g != nil {
+		g.repos = slices.DeleteFunc(slices.Clone(g.repos), func(r string) bool { return r == repo })
+	}
+	g = &group{host: h, alone: true, repos: []string{repo}}
+	h.groups[repo] = g
+	return g
+}
