@@ -1,0 +1,152 @@
+package gitrepo
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"regexp"
+	"strings"
+	"sync"
+	"unicode"
+
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/protocol/packp"
+	"github.com/go-git/go-git/v5/plumbing/transport"
+	"github.com/skeema/knownhosts"
+
+	"github.com/digestlock/digestlock/internal/fault"
+)
+
+// maxWords bounds what is quoted of a server's own words.
+const maxWords = 500
+
+// ours are the errors whose text was written here, and may be shown and wrapped as they are.
+var ours = []error{ErrMoved, ErrNoChange, ErrNotRegular, ErrBranch, errTooLarge}
+
+// explain turns what went wrong while doing something into an error for people. Errors from the network are quoted,
+// redacted, and not wrapped, so that no secret hides further down the chain.
+func (r *Remote) explain(ctx context.Context, doing string, err error) error {
+	doing += " " + r.name
+	if ctx.Err() != nil {
+		return stopped(ctx, doing)
+	}
+	for _, own := range ours {
+		if errors.Is(err, own) {
+			return fmt.Errorf("%s: %w", doing, err)
+		}
+	}
+	err = unwrapped(err)
+	words := r.clean(err.Error())
+	_, refused := errors.AsType[*sshRefusal](err)
+	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
+	exit, exited := errors.AsType[*sshExit](err)
+	switch {
+	case refused, errors.Is(err, transport.ErrAuthenticationRequired):
+		return fault.New("check the credentials of this repository", "%s: %w: %s", doing, ErrAuth, words)
+	case errors.Is(err, transport.ErrAuthorizationFailed):
+		return fault.New("allow these credentials to read and write the repository", "%s: %w: %s", doing, ErrAuth, words)
+	case errors.Is(err, transport.ErrRepositoryNotFound):
+		return fault.New("check the URL, and that the credentials may see the repository", "%s: repository not found", doing)
+	case exited:
+		return fault.New("check the URL, and that the key may see the repository", "%s: the server refused: %s", doing, r.clean(exit.words))
+	case errors.Is(err, transport.ErrEmptyRemoteRepository):
+		return fault.New("push a first commit", "%s: the repository is empty: %w", doing, ErrBranch)
+	case errors.Is(err, errFormat) || isSHA256(err):
+		return fault.New("use a repository with SHA-1 object names", "%s: %w", doing, errFormat)
+	case errors.Is(err, errRedirect):
+		return fault.New("use the address that the server redirects to", "%s: %w", doing, errRedirect)
+	case errors.Is(err, errHostKey):
+		return hostKeyFault(doing, err)
+	case untrusted:
+		return fault.New("give the CA that signed the server's certificate", "%s: %s", doing, words)
+	case isDown(err):
+		return fault.New("check that the Git server is up and can be reached from here", "%s: %s", doing, words)
+	}
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		return fault.New(f.Hint, "%s: %s", doing, words)
+	}
+	return fmt.Errorf("%s: %s", doing, words)
+}
+
+// stopped says why the caller's, or our own, patience ended.
+func stopped(ctx context.Context, doing string) error {
+	if cause := context.Cause(ctx); cause != ctx.Err() {
+		return fmt.Errorf("%s: %w: %w", doing, ctx.Err(), cause)
+	}
+	return fmt.Errorf("%s: %w", doing, ctx.Err())
+}
+
+func hostKeyFault(doing string, err error) error {
+	if knownhosts.IsHostKeyChanged(err) {
+		return fault.New("find out why before trusting it: the server has a new key, or somebody is in between",
+			"%s: the server's host key has changed", doing)
+	}
+	return fault.New(knownHostsHint, "%s: %w", doing, errHostKey)
+}
+
+// unwrapped opens the wrappers of go-git's that hide their cause from errors.As.
+func unwrapped(err error) error {
+	if e, ok := errors.AsType[*plumbing.UnexpectedError](err); ok {
+		return unwrapped(e.Err)
+	}
+	if e, ok := errors.AsType[*plumbing.PermanentError](err); ok {
+		return unwrapped(e.Err)
+	}
+	return err
+}
+
+// isDown is about the network below: a *url.Error would be a net.Error too, whatever it holds.
+func isDown(err error) bool {
+	_, op := errors.AsType[*net.OpError](err)
+	_, dns := errors.AsType[*net.DNSError](err)
+	return op || dns
+}
+
+// isSHA256 looks into a listing of refs that go-git could not decode for the reason.
+func isSHA256(err error) bool {
+	e, ok := errors.AsType[*packp.ErrUnexpectedData](err)
+	return ok && bytes.Contains(e.Data, []byte("object-format=sha256"))
+}
+
+var userinfo = regexp.MustCompile(`(://)[^/@\s]+@`)
+
+// clean makes foreign words fit to show: one line, of bounded length, without a secret of ours or a URL's user.
+func (r *Remote) clean(words string) string {
+	for _, secret := range r.secrets {
+		if secret != "" {
+			words = strings.ReplaceAll(words, secret, "***")
+		}
+	}
+	words = userinfo.ReplaceAllString(words, "$1")
+	words = strings.Join(strings.FieldsFunc(words, func(c rune) bool { return unicode.IsSpace(c) || unicode.IsControl(c) }), " ")
+	words = strings.ToValidUTF8(words, "")
+	if len(words) > maxWords {
+		words = strings.ToValidUTF8(words[:maxWords], "") + " …"
+	}
+	return words
+}
+
+// tail keeps the last words that a server wrote beside its answer. It is safe for concurrent use.
+type tail struct {
+	mu    sync.Mutex
+	words []byte
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.words = append(t.words, p...)
+	if over := len(t.words) - maxReason; over > 0 {
+		t.words = append(t.words[:0], t.words[over:]...)
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.words)
+}

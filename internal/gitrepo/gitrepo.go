@@ -1,0 +1,202 @@
+// Package gitrepo reads a few files at the tip of a remote branch and pushes one commit on top of it, without a clone.
+//
+// It speaks to the remote through go-git's transport layer: the tip and its trees are fetched without file contents
+// where the server can do that, trees are edited in memory, and the new objects are pushed by compare-and-swap on the
+// tip that was read. No repository is kept on disk and nothing is ever forced. TLS certificates and SSH host keys are
+// always verified.
+package gitrepo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/protocol/packp"
+	"github.com/go-git/go-git/v5/plumbing/protocol/packp/capability"
+	"github.com/go-git/go-git/v5/plumbing/transport"
+
+	"github.com/digestlock/digestlock/internal/fault"
+)
+
+// The outcomes that a caller branches on. Match with [errors.Is].
+var (
+	// ErrMoved: the branch is not where it was when the snapshot was read. Read again and re-apply.
+	ErrMoved = errors.New("branch has moved since it was read")
+	// ErrNoChange: every file already has the wanted content; nothing was pushed.
+	ErrNoChange = errors.New("nothing to change")
+	// ErrNotRegular: a path that is not a regular file in an existing directory, or could never be one. It comes
+	// inside an [fs.PathError] that names the path.
+	ErrNotRegular = errors.New("not a regular file in an existing directory")
+	// ErrBranch: the repository has no such branch; what was asked for may be a tag or a commit.
+	ErrBranch = errors.New("no such branch")
+	// ErrAuth: the server refused the credentials, or what they may do.
+	ErrAuth = errors.New("access denied")
+)
+
+// stepTimeout bounds each call that talks to the server, for callers whose context has no deadline.
+const stepTimeout = 2 * time.Minute
+
+// readAttempts is how often Read starts again when the branch is force-pushed between listing and fetching it.
+const readAttempts = 3
+
+// Auth is how to prove who we are, and whom we trust. The zero value is anonymous https.
+type Auth struct {
+	Username, Password string // https: basic authentication
+	Token              string // https: bearer token; wins over Username and Password
+	SSHKey             []byte // ssh: private key, PEM, without a passphrase
+	KnownHosts         []byte // ssh: known_hosts text; required
+	CA                 []byte // https: PEM bundle, trusted in addition to the system's roots
+}
+
+// Remote is one remote repository. It is safe for concurrent use and keeps, per branch, the last snapshot that was
+// read. It holds no connection open for longer than half a minute and needs no closing.
+type Remote struct {
+	name      string // for people: never holds credentials
+	secrets   []string
+	transport transport.Transport
+	auth      transport.AuthMethod
+	endpoint  transport.Endpoint
+
+	mu   sync.Mutex
+	last map[plumbing.ReferenceName]*Snapshot
+}
+
+// String returns the repository's address without credentials.
+func (r *Remote) String() string { return r.name }
+
+// Read returns the tip of branch, which is a short or full branch name; "" and "HEAD" mean the default branch. When
+// the tip is the one that was last read it returns that same *Snapshot, at the price of one listing of the refs.
+//
+// It returns ErrBranch when there is no such branch (an empty repository has none) and ErrAuth when the server
+// refuses the credentials.
+func (r *Remote) Read(ctx context.Context, branch string) (*Snapshot, error) {
+	ctx, cancel := deadline(ctx)
+	defer cancel()
+	for attempt := 1; ; attempt++ {
+		s, err := r.read(ctx, branch)
+		if err == nil {
+			return s, nil
+		}
+		// A tip that was force-pushed away before it was fetched can no longer be asked for.
+		if attempt == readAttempts || s == nil || !r.moved(ctx, s) {
+			return nil, r.explain(ctx, "read", err)
+		}
+	}
+}
+
+// read returns a nil snapshot when it fails before there is a tip to fetch, and the snapshot with the error after.
+func (r *Remote) read(ctx context.Context, branch string) (*Snapshot, error) {
+	ep := r.endpoint // go-git rewrites the endpoint of a session after a redirect
+	session, err := r.transport.NewUploadPackSession(&ep, r.auth)
+	if err != nil {
+		return nil, err
+	}
+	defer session.Close()
+	refs, err := session.AdvertisedReferencesContext(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkFormat(refs.Capabilities); err != nil {
+		return nil, err
+	}
+	name, tip, err := resolve(refs, branch)
+	if err != nil {
+		return nil, err
+	}
+	if s := r.cached(name, tip); s != nil {
+		return s, nil
+	}
+	s := newSnapshot(r, name, tip, refs.Capabilities)
+	s.endpoint = ep
+	if err := s.load(ctx, session); err != nil {
+		return s, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last[name] = s
+	return s, nil
+}
+
+func (r *Remote) cached(name plumbing.ReferenceName, tip plumbing.Hash) *Snapshot {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.last[name]; s != nil && s.commit == tip {
+		return s
+	}
+	return nil
+}
+
+// tip asks the server where s's branch is now; the zero hash means that it is gone.
+func (r *Remote) tip(ctx context.Context, s *Snapshot) (plumbing.Hash, error) {
+	ep := s.endpoint
+	session, err := r.transport.NewUploadPackSession(&ep, r.auth)
+	if err != nil {
+		return plumbing.ZeroHash, err
+	}
+	defer session.Close()
+	refs, err := session.AdvertisedReferencesContext(ctx)
+	if errors.Is(err, transport.ErrEmptyRemoteRepository) {
+		return plumbing.ZeroHash, nil
+	}
+	if err != nil {
+		return plumbing.ZeroHash, err
+	}
+	return refs.References[s.branch.String()], nil
+}
+
+// moved reports whether s's branch is known to be elsewhere than s.
+func (r *Remote) moved(ctx context.Context, s *Snapshot) bool {
+	tip, err := r.tip(ctx, s)
+	return err == nil && tip != s.commit
+}
+
+// resolve finds the branch that is meant and its tip.
+func resolve(refs *packp.AdvRefs, branch string) (plumbing.ReferenceName, plumbing.Hash, error) {
+	name := plumbing.NewBranchReferenceName(strings.TrimPrefix(branch, "refs/heads/"))
+	if branch == "" || branch == "HEAD" {
+		var err error
+		if name, err = defaultBranch(refs); err != nil {
+			return "", plumbing.ZeroHash, err
+		}
+	}
+	if tip, ok := refs.References[name.String()]; ok {
+		return name, tip, nil
+	}
+	if _, ok := refs.References[plumbing.NewTagReferenceName(strings.TrimPrefix(branch, "refs/tags/")).String()]; ok {
+		return "", plumbing.ZeroHash, fault.New("target a branch; commits cannot be added to a tag", "%q is a tag: %w", branch, ErrBranch)
+	}
+	if plumbing.IsHash(branch) {
+		return "", plumbing.ZeroHash, fault.New("target a branch; commits cannot be added to a fixed commit", "%q is a commit: %w", branch, ErrBranch)
+	}
+	return "", plumbing.ZeroHash, fault.New("create the branch, or name one that exists", "branch %q: %w", name.Short(), ErrBranch)
+}
+
+func defaultBranch(refs *packp.AdvRefs) (plumbing.ReferenceName, error) {
+	for _, ref := range refs.Capabilities.Get(capability.SymRef) {
+		if target, ok := strings.CutPrefix(ref, "HEAD:"); ok {
+			return plumbing.ReferenceName(target), nil
+		}
+	}
+	return "", fault.New("name the branch to use", "HEAD of the repository names no branch: %w", ErrBranch)
+}
+
+// errFormat: go-git knows only SHA-1 object names.
+var errFormat = errors.New("the repository uses SHA-256 object names")
+
+func checkFormat(caps *capability.List) error {
+	for _, format := range caps.Get("object-format") {
+		if format != "sha1" {
+			return errFormat
+		}
+	}
+	return nil
+}
+
+// deadline bounds one call of ours within ctx.
+func deadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, stepTimeout, fmt.Errorf("no answer from the Git server within %v", stepTimeout))
+}

@@ -1,0 +1,106 @@
+package gitrepo
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	githttp "github.com/go-git/go-git/v5/plumbing/transport/http"
+
+	"github.com/digestlock/digestlock/internal/fault"
+)
+
+// maxReason bounds the text that is read from an answer that refuses; go-git itself reads all of it.
+const maxReason = 4 << 10
+
+// errRedirect refuses to follow a server to another host.
+var errRedirect = errors.New("the server redirects to another host")
+
+func (r *Remote) openHTTP(u *url.URL, a Auth) error {
+	r.name = (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
+	if a.Username == "" {
+		a.Username = u.User.Username()
+	}
+	if u.Scheme == "http" && (a.Username != "" || a.Password != "" || a.Token != "") {
+		return fault.New("use https", "credentials for %s would travel unencrypted", r.name)
+	}
+	roots, err := rootCAs(a.CA)
+	if err != nil {
+		return err
+	}
+	switch {
+	case a.Token != "":
+		r.auth = &githttp.TokenAuth{Token: a.Token}
+	case a.Username != "" || a.Password != "":
+		r.auth = &githttp.BasicAuth{Username: a.Username, Password: a.Password}
+	}
+	r.secrets = []string{a.Token, a.Password, base64.StdEncoding.EncodeToString([]byte(a.Username + ":" + a.Password))}
+	r.transport = githttp.NewClient(&http.Client{
+		Transport:     limited{httpTransport(roots)},
+		CheckRedirect: sameHost,
+	})
+	return nil
+}
+
+// rootCAs returns the system's roots and those in bundle; nil stands for the system's alone.
+func rootCAs(bundle []byte) (*x509.CertPool, error) {
+	if len(bundle) == 0 {
+		return nil, nil
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool() // an image without system roots: the bundle is all there is
+	}
+	if !pool.AppendCertsFromPEM(bundle) {
+		return nil, fault.New("give PEM blocks of type CERTIFICATE", "CA bundle holds no certificate")
+	}
+	return pool, nil
+}
+
+// httpTransport is http.DefaultTransport's settings in a transport of our own, less patient with idle connections.
+func httpTransport(roots *x509.CertPool) *http.Transport {
+	return &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: 30 * time.Second}).DialContext,
+		TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout: 10 * time.Second,
+		ForceAttemptHTTP2:   true,
+		IdleConnTimeout:     30 * time.Second,
+	}
+}
+
+// sameHost lets a redirect change the path, and http become https, on the host that we were sent to. go-git adds
+// that only the listing of refs may be redirected at all.
+func sameHost(req *http.Request, via []*http.Request) error {
+	from, to := via[0].URL, req.URL
+	upgraded := from.Scheme == "http" && to.Scheme == "https" && from.Hostname() == to.Hostname()
+	if upgraded || from.Scheme == to.Scheme && from.Host == to.Host {
+		return nil
+	}
+	return errRedirect
+}
+
+// limited bounds how much of an answer is read, whatever the server sends.
+type limited struct{ next http.RoundTripper }
+
+func (l limited) RoundTrip(req *http.Request) (*http.Response, error) {
+	res, err := l.next.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	limit := int64(maxReason)
+	if res.StatusCode < 300 {
+		limit = 2 * maxPack // fetch is exact about it
+	}
+	res.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(res.Body, limit), res.Body}
+	return res, nil
+}

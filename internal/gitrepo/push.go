@@ -1,0 +1,281 @@
+package gitrepo
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/filemode"
+	"github.com/go-git/go-git/v5/plumbing/format/packfile"
+	"github.com/go-git/go-git/v5/plumbing/object"
+	"github.com/go-git/go-git/v5/plumbing/protocol/packp"
+	"github.com/go-git/go-git/v5/plumbing/protocol/packp/capability"
+	"github.com/go-git/go-git/v5/storage/memory"
+
+	"github.com/digestlock/digestlock/internal/fault"
+)
+
+// Change is one commit to be made on top of a snapshot.
+type Change struct {
+	Files     map[string][]byte // path → full new content; nil deletes, and an empty non-nil slice is an empty file
+	Message   string
+	Author    Signature
+	Committer Signature // the zero value means Author
+	When      time.Time // of both; its location is recorded too
+}
+
+// Signature says who. Angle brackets and line breaks are dropped, as git does.
+type Signature struct{ Name, Email string }
+
+func (s Signature) at(when time.Time) (object.Signature, error) {
+	crud := strings.NewReplacer("<", "", ">", "", "\n", "", "\r", "", "\x00", "")
+	name, email := strings.TrimSpace(crud.Replace(s.Name)), strings.TrimSpace(crud.Replace(s.Email))
+	if name == "" || email == "" {
+		return object.Signature{}, fault.New("set the name and the email address to commit as", "commit has no author")
+	}
+	return object.Signature{Name: name, Email: email, When: when}, nil
+}
+
+// Push commits c on top of s and moves the branch there if it is still at s; it never forces. It returns the new
+// commit's hash. A file keeps the mode that it has, a new one is not executable, and a directory that loses its last
+// file goes with it.
+//
+// It returns ErrNoChange when there is nothing to commit, ErrMoved when the branch is no longer at s, ErrNotRegular
+// inside an [fs.PathError] for a path that [Snapshot.Files] would refuse, ErrAuth when the credentials may not push,
+// and otherwise the server's own reason. When ctx ends it is open whether the push took place: read again.
+func (s *Snapshot) Push(ctx context.Context, c Change) (commit string, err error) {
+	ctx, cancel := deadline(ctx)
+	defer cancel()
+	hash, objects, err := s.build(c)
+	if err != nil {
+		return "", s.remote.explain(ctx, "commit to", err)
+	}
+	if err := s.push(ctx, hash, objects); err != nil {
+		return "", s.remote.explain(ctx, "push to", err)
+	}
+	return hash.String(), nil
+}
+
+// build makes the commit and the objects that only it has.
+func (s *Snapshot) build(c Change) (plumbing.Hash, *memory.Storage, error) {
+	none := plumbing.ZeroHash
+	for p, content := range c.Files {
+		if _, _, err := s.find(p); err != nil {
+			return none, nil, err
+		}
+		if len(content) > maxFile {
+			return none, nil, &fs.PathError{Op: "write", Path: p, Err: errTooLarge}
+		}
+	}
+	e := editor{base: s, objects: memory.NewStorage()}
+	tree, err := e.tree(s.tree, c.Files)
+	if err != nil {
+		return none, nil, err
+	}
+	if tree == s.tree {
+		return none, nil, ErrNoChange
+	}
+	commit, err := c.commit(tree, s.commit)
+	if err != nil {
+		return none, nil, err
+	}
+	hash, err := e.add(commit)
+	return hash, e.objects, err
+}
+
+func (c Change) commit(tree, parent plumbing.Hash) (*object.Commit, error) {
+	message := strings.TrimSpace(strings.ReplaceAll(c.Message, "\x00", ""))
+	if message == "" {
+		return nil, errors.New("commit has no message")
+	}
+	author, err := c.Author.at(c.When)
+	if err != nil {
+		return nil, err
+	}
+	committer := author
+	if c.Committer != (Signature{}) {
+		if committer, err = c.Committer.at(c.When); err != nil {
+			return nil, err
+		}
+	}
+	return &object.Commit{
+		Author: author, Committer: committer, Message: message + "\n",
+		TreeHash: tree, ParentHashes: []plumbing.Hash{parent},
+	}, nil
+}
+
+// editor writes new versions of trees of base.
+type editor struct {
+	base    *Snapshot
+	objects *memory.Storage // the new ones
+}
+
+// tree returns tree with files changed, which are relative to it. A tree that becomes empty is the zero hash, except
+// the root, which somebody asked for.
+func (e editor) tree(tree plumbing.Hash, files map[string][]byte) (plumbing.Hash, error) {
+	before, err := e.base.entries(tree)
+	if err != nil {
+		return plumbing.ZeroHash, err
+	}
+	after := slices.Clone(before)
+	below := map[string]map[string][]byte{}
+	for name, content := range files {
+		dir, rest, nested := strings.Cut(name, "/")
+		if !nested {
+			if after, err = e.file(after, name, content); err != nil {
+				return plumbing.ZeroHash, err
+			}
+			continue
+		}
+		if below[dir] == nil {
+			below[dir] = map[string][]byte{}
+		}
+		below[dir][rest] = content
+	}
+	for dir, files := range below {
+		i := index(after, dir)
+		hash, err := e.tree(after[i].Hash, files)
+		if err != nil {
+			return plumbing.ZeroHash, err
+		}
+		if after[i].Hash = hash; hash.IsZero() {
+			after = slices.Delete(after, i, i+1)
+		}
+	}
+	if slices.Equal(before, after) {
+		return tree, nil
+	}
+	if len(after) == 0 && tree != e.base.tree {
+		return plumbing.ZeroHash, nil
+	}
+	sort.Sort(object.TreeEntrySorter(after)) // git's order, in which a directory sorts as if it ended in a slash
+	return e.add(&object.Tree{Entries: after})
+}
+
+// file sets the entry for one file. Blobs that only repeat what is there are not worth adding.
+func (e editor) file(entries []object.TreeEntry, name string, content []byte) ([]object.TreeEntry, error) {
+	i := index(entries, name)
+	if content == nil {
+		if i < 0 {
+			return entries, nil
+		}
+		return slices.Delete(entries, i, i+1), nil
+	}
+	hash := plumbing.ComputeHash(plumbing.BlobObject, content)
+	switch {
+	case i < 0:
+		entries = append(entries, object.TreeEntry{Name: name, Mode: filemode.Regular, Hash: hash})
+	case entries[i].Hash == hash:
+		return entries, nil
+	default:
+		entries[i].Hash = hash
+	}
+	blob := &plumbing.MemoryObject{}
+	blob.SetType(plumbing.BlobObject)
+	if _, err := blob.Write(content); err != nil {
+		return nil, err
+	}
+	_, err := e.objects.SetEncodedObject(blob)
+	return entries, err
+}
+
+func (e editor) add(o interface {
+	Encode(plumbing.EncodedObject) error
+},
+) (plumbing.Hash, error) {
+	encoded := &plumbing.MemoryObject{}
+	if err := o.Encode(encoded); err != nil {
+		return plumbing.ZeroHash, err
+	}
+	return e.objects.SetEncodedObject(encoded)
+}
+
+// push sends the objects and asks for the branch to move from s to commit. What came of it is decided by where the
+// branch is afterwards, never by what an error says.
+func (s *Snapshot) push(ctx context.Context, commit plumbing.Hash, objects *memory.Storage) error {
+	err := s.send(ctx, commit, objects)
+	if err == nil || ctx.Err() != nil || errors.Is(err, ErrMoved) {
+		return err
+	}
+	switch tip, lost := s.remote.tip(ctx, s); {
+	case lost != nil, tip == s.commit:
+		return err
+	case tip == commit:
+		return nil
+	default:
+		return ErrMoved
+	}
+}
+
+func (s *Snapshot) send(ctx context.Context, commit plumbing.Hash, objects *memory.Storage) error {
+	ep := s.endpoint
+	session, err := s.remote.transport.NewReceivePackSession(&ep, s.remote.auth)
+	if err != nil {
+		return err
+	}
+	defer session.Close()
+	refs, err := session.AdvertisedReferencesContext(ctx)
+	if err != nil {
+		return err
+	}
+	if refs.References[s.branch.String()] != s.commit {
+		return ErrMoved
+	}
+	pack, err := pack(objects)
+	if err != nil {
+		return err
+	}
+	var words tail
+	req := packp.NewReferenceUpdateRequestFromCapabilities(refs.Capabilities)
+	if refs.Capabilities.Supports(capability.Sideband64k) {
+		must(req.Capabilities.Set(capability.Sideband64k))
+		req.Progress = &words
+	}
+	req.Commands = []*packp.Command{{Name: s.branch, Old: s.commit, New: commit}}
+	req.Packfile = io.NopCloser(pack)
+	report, err := session.ReceivePack(ctx, req)
+	if report == nil {
+		if err == nil {
+			err = errors.New("the server did not say whether it accepted the push")
+		}
+		return err
+	}
+	return s.rejection(report, words.String())
+}
+
+// rejection returns what the server said against the push, or nil.
+func (s *Snapshot) rejection(report *packp.ReportStatus, words string) error {
+	if report.Error() == nil {
+		return nil
+	}
+	reason := "unpack " + report.UnpackStatus
+	for _, c := range report.CommandStatuses {
+		if c.Error() != nil {
+			reason = c.Status
+		}
+	}
+	if words != "" {
+		reason += ": " + words
+	}
+	return fault.New("allow the pusher to change this branch, or satisfy the rule that the server names",
+		"branch %s was rejected: %s", s.branch.Short(), reason)
+}
+
+// pack encodes the objects in a stable order and without deltas: there is nothing to gain with a handful of small ones.
+func pack(objects *memory.Storage) (*bytes.Buffer, error) {
+	hashes := slices.SortedFunc(maps.Keys(objects.Objects), func(a, b plumbing.Hash) int { return bytes.Compare(a[:], b[:]) })
+	var buf bytes.Buffer
+	if _, err := packfile.NewEncoder(&buf, objects, false).Encode(hashes, 0); err != nil {
+		return nil, fmt.Errorf("encode pack: %w", err)
+	}
+	return &buf, nil
+}
