@@ -1,0 +1,19 @@
+// Command digestlock pins mutable image tags at render time. See README.md.
+package main
+
+import "github.com/digestlock/digestlock/internal/cli"
+
+func main() { cli.Main(program()) }
+
+func program() cli.Program {
+	return cli.Program{
+		Name:  "digestlock",
+		Short: "Digestlock renders a kustomize overlay and replaces mutable image tags by the digests they stand for.",
+		Commands: []cli.Command{
+			{Name: "generate", Short: "render an overlay with every mutable tag pinned; what Argo CD runs", Run: generate},
+			{Name: "serve", Short: "run the resolver: cached registry look-ups, pin ledger, flush", Run: serve},
+			{Name: "demo", Short: "show the whole loop on this machine, with real parts in one process", Run: runDemo},
+			{Name: "version", Short: "print versions", Run: version},
+		},
+	}
+}

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/digestlock/digestlock/internal/cli"
+	"github.com/digestlock/digestlock/internal/registrytest"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"digestlock": func() { cli.Main(program()) }})
+}
+
+// TestScripts runs testdata/script. Each script has a registry of its own at $REGISTRY, in which acme/server:latest is
+// $SERVER and acme/worker:latest is $WORKER, a free TCP address in $LISTEN, and no environment but what it sets.
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup:               setup,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"push":     push,
+			"fault":    misbehave,
+			"registry": change,
+			"requests": requests,
+			"ready":    ready,
+			"http":     request,
+			"oneline":  oneline,
+			"expand":   expand,
+		},
+	})
+}
+
+type registryKey struct{}
+
+func setup(env *testscript.Env) error {
+	s := registrytest.Listen(registrytest.New())
+	env.Defer(s.Close)
+	env.Values[registryKey{}] = s
+	env.Setenv("REGISTRY", s.Host)
+	env.Setenv("SERVER", s.Push("acme/server", "latest"))
+	env.Setenv("WORKER", s.Push("acme/worker", "latest"))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	env.Setenv("LISTEN", l.Addr().String())
+	env.Setenv("DOCKER_CONFIG", env.WorkDir)
+	env.Setenv("DIGESTLOCK_INSECURE_REGISTRY", s.Host)
+	// A socket's path has at most 108 bytes, so that it lies outside of the script's directory.
+	short, err := os.MkdirTemp("", "dl")
+	if err != nil {
+		return err
+	}
+	env.Defer(func() { _ = os.RemoveAll(short) })
+	env.Setenv("SOCKET", filepath.Join(short, "s"))
+	return l.Close()
+}
+
+func registryOf(ts *testscript.TestScript) *registrytest.Server {
+	return ts.Value(registryKey{}).(*registrytest.Server)
+}
+
+// push REPOSITORY VARIABLE pushes a new image under latest and sets the variable to its digest.
+func push(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Setenv(args[1], registryOf(ts).Push(args[0], "latest"))
+}
+
+// misbehave is fault TARGET hang|STATUS makes the registry misbehave for a repository.
+func misbehave(ts *testscript.TestScript, _ bool, args []string) {
+	f := registrytest.Fault{Hang: args[1] == "hang"}
+	if !f.Hang {
+		status, err := strconv.Atoi(args[1])
+		ts.Check(err)
+		f.Status = status
+	}
+	registryOf(ts).Inject(args[0], f)
+}
+
+// change is registry stop|login: it changes the registry as a whole.
+func change(ts *testscript.TestScript, _ bool, args []string) {
+	switch args[0] {
+	case "stop":
+		registryOf(ts).Close()
+	case "login":
+		registryOf(ts).RequireBasic("user", "correct-horse")
+	default:
+		ts.Fatalf("registry %s", args[0])
+	}
+}
+
+// requests HEADS checks how many manifests were asked for so far.
+func requests(ts *testscript.TestScript, _ bool, args []string) {
+	if got := strconv.Itoa(registryOf(ts).Counts().Head); got != args[0] {
+		ts.Fatalf("%s manifest requests, want %s", got, args[0])
+	}
+}
+
+// ready waits for the resolver at $LISTEN.
+func ready(ts *testscript.TestScript, _ bool, _ []string) {
+	for range 400 {
+		res, err := http.Get("http://" + ts.Getenv("LISTEN") + "/readyz")
+		if err == nil {
+			_ = res.Body.Close()
+			return
+		}
+		time.Sleep(25 * time.Millisecond)
+	}
+	ts.Fatalf("resolver not ready")
+}
+
+// request is http METHOD PATH STATUS [TOKEN] asks the resolver at $LISTEN and prints the answer into the file "answer". An image=
+// query is escaped.
+func request(ts *testscript.TestScript, _ bool, args []string) {
+	path := args[1]
+	if before, image, ok := strings.Cut(path, "image="); ok {
+		path = before + "image=" + url.QueryEscape(image)
+	}
+	req, err := http.NewRequest(args[0], "http://"+ts.Getenv("LISTEN")+path, strings.NewReader("{}"))
+	ts.Check(err)
+	if len(args) > 3 {
+		req.Header.Set("Authorization", "Bearer "+args[3])
+	}
+	res, err := http.DefaultClient.Do(req)
+	ts.Check(err)
+	defer func() { _ = res.Body.Close() }()
+	body, err := io.ReadAll(res.Body)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs("answer"), body, 0o600))
+	if strconv.Itoa(res.StatusCode) != args[2] {
+		ts.Fatalf("%s %s: %s, want %s: %s", args[0], path, res.Status, args[2], body)
+	}
+}
+
+// oneline checks that the last command's stderr is exactly an error line and a hint line, below 4 KiB together: what
+// Argo CD shows to people.
+func oneline(ts *testscript.TestScript, _ bool, _ []string) {
+	text := ts.ReadFile("stderr")
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	if len(lines) != 2 || !strings.HasPrefix(lines[0], "digestlock: error: ") || !strings.HasPrefix(lines[1], "digestlock: hint: ") ||
+		len(text) > 4096 {
+		ts.Fatalf("stderr is not an error line and a hint line:\n%s", text)
+	}
+}
+
+// expand FILE... replaces $NAME in files by the environment's values.
+func expand(ts *testscript.TestScript, _ bool, args []string) {
+	for _, name := range args {
+		text := os.Expand(ts.ReadFile(name), func(v string) string {
+			if value := ts.Getenv(v); value != "" {
+				return value
+			}
+			return fmt.Sprintf("${%s}", v)
+		})
+		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(text), 0o600))
+	}
+}

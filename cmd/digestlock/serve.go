@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/digestlock/digestlock/internal/cache"
+	"github.com/digestlock/digestlock/internal/cli"
+	"github.com/digestlock/digestlock/internal/daemon"
+	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/registry"
+)
+
+const serveUsage = `[FLAGS]
+
+Runs the resolver: it looks tags up in their registries for "digestlock generate", remembers the answers, and keeps a
+ledger of what was rendered for the companion. It runs in a container of its own beside the plugin, with the registry
+credentials (DOCKER_CONFIG) that the plugin must not have.
+
+On the socket:  POST /v1/resolve
+On TCP:         GET /healthz /readyz /metrics, and with a bearer token POST /v1/resolve, GET /v1/pins,
+                POST /flush?image=registry.example.com/team/app:latest (repeatable; without tag: all tags)`
+
+func serve(ctx context.Context, env cli.Env, args []string) error {
+	flags := cli.NewFlags("digestlock serve", serveUsage)
+	socket := flags.String("socket", strings.TrimPrefix(defaultServer, "unix://"), "unix socket for the plugin; empty for none")
+	listen := flags.String("listen", ":8085", "TCP address for the companion, CI and probes; empty for none")
+	tokenFile := flags.String("token-file", "", "file with bearer tokens, one a line, read again for each request; without it /v1/pins and /flush are closed")
+	stateDir := flags.String("state-dir", "/var/lib/digestlock", "directory for the ledger")
+	ttl := flags.Duration("ttl", time.Minute, "use an answer this long without asking the registry again")
+	stale := flags.Duration("stale-if-error", 24*time.Hour, "use an answer this long when the registry cannot be asked")
+	size := flags.Int("cache-size", 10_000, "references to remember")
+	timeout := flags.Duration("lookup-timeout", 10*time.Second, "give a registry this long for one reference")
+	insecure := flags.StringSlice("insecure-registry", nil, "host[:port] that may be asked over plain http (repeatable)")
+	level := slog.LevelInfo
+	flags.TextVar(&level, "log-level", level, "debug, info, warn or error")
+	if _, err := flags.Parse(env, args, 0); err != nil {
+		return err
+	}
+	log := slog.New(slog.NewJSONHandler(env.Stderr, &slog.HandlerOptions{Level: level}))
+	if *tokenFile != "" {
+		if _, err := daemon.Tokens(*tokenFile); err != nil {
+			return fault.New("put at least one token into the file, for example with: openssl rand -hex 32", "--token-file: %w", err)
+		}
+	}
+	ledger, err := daemon.OpenLedger(*stateDir, log)
+	if err != nil {
+		return err
+	}
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	lookups := cache.New(
+		registry.New(registry.Options{Insecure: *insecure, Timeout: *timeout, Registerer: metrics}),
+		cache.Options{Size: *size, TTL: *ttl, StaleIfError: *stale, Timeout: *timeout + 5*time.Second, Registerer: metrics},
+	)
+	defer lookups.Close()
+	unix, err := listenUnix(*socket)
+	if err != nil {
+		return err
+	}
+	var tcp net.Listener
+	if *listen != "" {
+		if tcp, err = net.Listen("tcp", *listen); err != nil {
+			return fault.New("give --listen a free address", "%w", err)
+		}
+	}
+	if unix == nil && tcp == nil {
+		return cli.Usage("give --socket, --listen or both", "nothing to listen on")
+	}
+	log.Info("serving", "version", buildVersion, "socket", *socket, "listen", address(tcp), "sources", ledger.Len())
+	err = daemon.New(daemon.Options{
+		Resolver: lookups, Ledger: ledger, TokenFile: *tokenFile, Log: log, Metrics: metrics,
+	}).Serve(ctx, unix, tcp)
+	log.Info("stopped")
+	return err
+}
+
+func address(l net.Listener) string {
+	if l == nil {
+		return ""
+	}
+	return l.Addr().String()
+}
+
+// listenUnix listens on a socket that the pod's user and group may use. A socket that a killed process left behind is
+// replaced; one that answers is not.
+func listenUnix(path string) (net.Listener, error) {
+	if path == "" {
+		return nil, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return nil, fault.New("mount a volume there that the plugin's container mounts too", "socket: %w", err)
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		_ = c.Close()
+		return nil, fault.New("stop the other process, or give this one its own --socket", "socket %s: another resolver answers there", path)
+	} else if errors.Is(err, syscall.ECONNREFUSED) {
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("remove dead socket: %w", err)
+		}
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fault.New("mount a volume there that this user may write", "%w", err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}

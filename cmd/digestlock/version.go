@@ -1,0 +1,22 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+
+	"github.com/digestlock/digestlock/internal/cli"
+	"github.com/digestlock/digestlock/internal/render"
+)
+
+// buildVersion is set by the linker, see the Makefile.
+var buildVersion = "devel"
+
+func version(_ context.Context, env cli.Env, args []string) error {
+	flags := cli.NewFlags("digestlock version", "\n\nPrints the versions of digestlock, of the kustomize it renders like, and of Go.")
+	if _, err := flags.Parse(env, args, 0); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(env.Stdout, "digestlock %s\nkustomize %s\n%s\n", buildVersion, render.KustomizeVersion, runtime.Version())
+	return err
+}

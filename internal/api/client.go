@@ -1,0 +1,179 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/image"
+	"github.com/digestlock/digestlock/internal/lock"
+)
+
+// Client talks to one resolver. It is safe for concurrent use.
+type Client struct {
+	name  string // what people call it: the address they configured
+	base  string
+	token string
+	http  *http.Client
+}
+
+// dialTimeout bounds the connection to a resolver, which is next door: another container of the pod, or the cluster.
+const dialTimeout = 3 * time.Second
+
+// NewClient returns a client of the resolver at address: "unix:///path/to/socket" or "http(s)://host:port". The token
+// may be empty for a socket.
+func NewClient(address, token string) (*Client, error) {
+	return newClient(address, address, "", token)
+}
+
+// Replicas returns a client for each address that the host name in address resolves to: a headless Service names all
+// replicas, and each has a ledger of its own.
+func Replicas(ctx context.Context, address, token string) ([]*Client, error) {
+	u, err := url.Parse(address)
+	if err != nil || u.Hostname() == "" {
+		c, err := NewClient(address, token)
+		return []*Client{c}, err
+	}
+	ips, err := net.DefaultResolver.LookupHost(ctx, u.Hostname())
+	if err != nil {
+		return nil, fault.New("give --resolver the name of the resolvers' headless Service", "resolver %s: %w", address, err)
+	}
+	slices.Sort(ips)
+	clients := make([]*Client, len(ips))
+	for i, ip := range ips {
+		if clients[i], err = newClient(address+" ("+ip+")", address, ip, token); err != nil {
+			return nil, err
+		}
+	}
+	return clients, nil
+}
+
+// newClient connects to ip, where given, whatever the host in address resolves to.
+func newClient(name, address, ip, token string) (*Client, error) {
+	u, err := url.Parse(address)
+	if err != nil {
+		return nil, fmt.Errorf("resolver address: %w", err)
+	}
+	base := strings.TrimSuffix(address, "/")
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if _, port, err := net.SplitHostPort(addr); err == nil && ip != "" {
+			addr = net.JoinHostPort(ip, port)
+		}
+		return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
+	}
+	switch {
+	case u.Scheme == "unix" && u.Host == "" && u.Path != "":
+		base = "http://resolver"
+		dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", u.Path)
+		}
+	case (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && u.User == nil:
+	default:
+		return nil, fmt.Errorf("resolver address %q is neither unix:///path nor http(s)://host:port", address)
+	}
+	return &Client{name: name, base: base, token: token, http: &http.Client{
+		Transport:     &http.Transport{DialContext: dial},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}, nil
+}
+
+// Close releases idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// String returns the address.
+func (c *Client) String() string { return c.name }
+
+// Resolve asks for the digests of refs, in the same order. Source and locked, where given, are the report of a
+// complete render, see [ResolveRequest]. The error is about the resolver itself; what happened to a reference is in
+// its Resolution.
+func (c *Client) Resolve(ctx context.Context, source *lock.Source, locked []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {
+	req := ResolveRequest{Source: source, Locked: locked, Images: make([]string, len(refs))}
+	for i, r := range refs {
+		req.Images[i] = r.String()
+	}
+	var res ResolveResponse
+	if err := c.call(ctx, http.MethodPost, "/v1/resolve", req, &res); err != nil {
+		return nil, err
+	}
+	if len(res.Results) != len(refs) {
+		return nil, fmt.Errorf("resolver %s: %d answers to %d references", c.name, len(res.Results), len(refs))
+	}
+	out := make([]image.Resolution, len(refs))
+	for i, r := range res.Results {
+		if r.Image != req.Images[i] {
+			return nil, fmt.Errorf("resolver %s: an answer for %q to the question for %s", c.name, r.Image, req.Images[i])
+		}
+		out[i] = r.resolution(refs[i])
+	}
+	return out, nil
+}
+
+// Pins returns the resolver's ledger.
+func (c *Client) Pins(ctx context.Context) ([]lock.Document, error) {
+	var res PinsResponse
+	err := c.call(ctx, http.MethodGet, "/v1/pins", nil, &res)
+	return res.Sources, err
+}
+
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return c.unreachable(ctx, err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	data, err := io.ReadAll(io.LimitReader(res.Body, MaxBody))
+	if err != nil {
+		return c.unreachable(ctx, err)
+	}
+	if res.StatusCode != http.StatusOK {
+		return c.refused(res.StatusCode, data)
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("resolver %s: %w", c.name, err)
+	}
+	return nil
+}
+
+func (c *Client) unreachable(ctx context.Context, err error) error {
+	hint := "check that \"digestlock serve\" runs and that both containers mount the socket's volume"
+	switch {
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case errors.Is(err, syscall.EACCES):
+		hint = "run both containers as the same user: Argo CD's is 999"
+	}
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		err = e.Err // without the placeholder URL of a socket
+	}
+	return fault.New(hint, "resolver %s: %w: %w", c.name, image.ErrUnavailable, err)
+}
+
+func (c *Client) refused(status int, body []byte) error {
+	var p Problem
+	if json.Unmarshal(body, &p) != nil || p.Message == "" {
+		p.Message = http.StatusText(status)
+	}
+	return fault.New(p.Hint, "resolver %s: %s (%d)", c.name, p.Message, status)
+}

@@ -1,0 +1,119 @@
+// Package archtest holds the import rules of docs/design.md as a test.
+package archtest
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/digestlock/digestlock/"
+
+// ours lists which packages of this module a package may import. One that is missing here may import none; one that
+// nobody may import is a command or a leaf nobody needs. Cmd → plugin, companion, daemon → leaves, and never back.
+var ours = map[string][]string{
+	"cmd/digestlock":           {"internal/api", "internal/cache", "internal/cli", "internal/daemon", "internal/demo", "internal/fault", "internal/image", "internal/lock", "internal/registry", "internal/render", "plugin"},
+	"cmd/digestlock-companion": {"internal/api", "internal/cli", "internal/companion", "internal/fault", "internal/gitrepo"},
+
+	"plugin":             {"internal/fault", "internal/image", "internal/lock", "internal/pin", "internal/render"},
+	"internal/companion": {"internal/fault", "internal/gitrepo", "internal/image", "internal/lock"},
+	"internal/daemon":    {"internal/api", "internal/cache", "internal/fault", "internal/image", "internal/lock"},
+	"internal/demo":      {"examples", "internal/api", "internal/companion", "internal/gitrepo", "internal/gitserver", "internal/registrytest"},
+
+	// Leaves. An arrow between two of them is here because one speaks in terms of the other.
+	"internal/api":      {"internal/fault", "internal/image", "internal/lock"},
+	"internal/cache":    {"internal/image"},
+	"internal/cli":      {"internal/fault"},
+	"internal/gitrepo":  {"internal/fault"},
+	"internal/gittest":  {"internal/gitrepo"},
+	"internal/lock":     {"internal/fault", "internal/image"},
+	"internal/pin":      {"internal/fault", "internal/image"},
+	"internal/registry": {"internal/fault", "internal/image"},
+	"internal/render":   {"internal/fault"},
+}
+
+// theirs lists who may import a module of somebody else's that has exactly one door. Prefixes match whole elements.
+var theirs = map[string][]string{
+	"sigs.k8s.io/kustomize":                                {"internal/render"},
+	"github.com/google/go-containerregistry/pkg/authn":     {"internal/registry"},
+	"github.com/google/go-containerregistry/pkg/v1/remote": {"internal/registry"},
+	"github.com/google/go-containerregistry/pkg/name":      {"internal/registry"},
+	"github.com/google/go-containerregistry/pkg/registry":  {"internal/registrytest"},
+	"github.com/hashicorp/golang-lru":                      {"internal/cache"},
+	"github.com/go-git":                                    {"internal/gitrepo", "internal/gitserver"},
+	"github.com/skeema/knownhosts":                         {"internal/gitrepo"},
+	"golang.org/x/crypto":                                  {"internal/gitrepo", "internal/gittest"},
+	"github.com/spf13/pflag":                               {"internal/cli"},
+	"go.yaml.in/yaml":                                      {"internal/lock", "internal/pin", "internal/render"},
+	"github.com/prometheus/client_golang":                  {"internal/cache", "internal/daemon", "internal/registry", "cmd/digestlock"},
+	"github.com/cenkalti/backoff":                          {"internal/companion", "internal/registry"},
+	"k8s.io/client-go":                                     {},
+	"testing":                                              {"internal/gittest"},
+}
+
+func TestImports(t *testing.T) {
+	t.Parallel()
+	packages := list(t)
+	if len(packages) < len(ours) {
+		t.Fatalf("%d packages listed, %d in the table: the table or the listing is wrong", len(packages), len(ours))
+	}
+	for name, imports := range packages {
+		for _, imp := range imports {
+			if short, ok := strings.CutPrefix(imp, module); ok {
+				if !slices.Contains(ours[name], short) {
+					t.Errorf("%s imports %s, which the table does not allow", name, short)
+				}
+				continue
+			}
+			for prefix, allowed := range theirs {
+				if (imp == prefix || strings.HasPrefix(imp, prefix+"/")) && !slices.Contains(allowed, name) {
+					t.Errorf("%s imports %s, which is for %v", name, imp, allowed)
+				}
+			}
+		}
+	}
+	for name, arrows := range ours {
+		for _, a := range arrows {
+			if !slices.Contains(packages[name], module+a) {
+				t.Errorf("the table allows %s → %s, which nobody uses", name, a)
+			}
+		}
+	}
+}
+
+// list returns the imports of every package, tests aside, by its path in this module.
+func list(t *testing.T) map[string][]string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports", module+"...")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	packages := map[string][]string{}
+	dec := json.NewDecoder(out)
+	for {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		err := dec.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		packages[strings.TrimPrefix(p.ImportPath, module)] = p.Imports
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	return packages
+}

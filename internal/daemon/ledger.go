@@ -1,0 +1,141 @@
+package daemon
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/lock"
+)
+
+// Ledger remembers the pins of the last complete render of each source, in memory and, so that a restart loses
+// nothing, as one digest-lock document per source in a directory. It is safe for concurrent use; the directory belongs
+// to one Ledger at a time.
+type Ledger struct {
+	dir string
+
+	mu      sync.Mutex // also serialises the writes, so that the newest document is the one on disk
+	entries map[string]lock.Document
+	unsaved map[string]bool // entries newer than their file
+}
+
+const (
+	entrySuffix = ".yaml"
+	tempPattern = ".new-*" // never ends in entrySuffix
+)
+
+// OpenLedger makes dir if needed and reads what is in it. A document that cannot be read is logged and kept: the next
+// render of its source replaces it. The error, about a directory that cannot be used, carries a hint.
+func OpenLedger(dir string, log *slog.Logger) (*Ledger, error) {
+	const hint = "give --state-dir a directory that this user may write, in Kubernetes an emptyDir or a volume"
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fault.New(hint, "state directory: %w", err)
+	}
+	l := &Ledger{dir: dir, entries: map[string]lock.Document{}, unsaved: map[string]bool{}}
+	if err := l.write("probe", nil); err != nil {
+		return nil, fault.New(hint, "state directory: %w", err)
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fault.New(hint, "state directory: %w", err)
+	}
+	for _, f := range files {
+		name := filepath.Join(dir, f.Name())
+		key, isEntry := strings.CutSuffix(f.Name(), entrySuffix)
+		if !isEntry {
+			if old, _ := filepath.Match(tempPattern, f.Name()); old || f.Name() == "probe" {
+				_ = os.Remove(name) // left by a process that was killed while it wrote
+			}
+			continue
+		}
+		data, err := os.ReadFile(name)
+		if err == nil {
+			var doc *lock.Document
+			if doc, err = lock.ParseEntry(f.Name(), data); err == nil {
+				l.entries[key] = *doc
+				continue
+			}
+		}
+		log.Warn("ledger entry not read", "file", f.Name(), "error", err)
+	}
+	return l, nil
+}
+
+// Record keeps doc, which must have a source and sorted pins, as the newest render of that source. An error means that
+// a restart would forget it; in memory it is kept all the same.
+func (l *Ledger) Record(doc lock.Document) error {
+	key := keyOf(doc.Source)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	old, ok := l.entries[key]
+	l.entries[key] = doc
+	if ok && !l.unsaved[key] && old.Source.Revision == doc.Source.Revision && slices.EqualFunc(old.Pins, doc.Pins, samePin) {
+		return nil // rendered again, nothing new: not worth a write
+	}
+	if err := l.write(key+entrySuffix, doc.Format()); err != nil {
+		l.unsaved[key] = true
+		return fmt.Errorf("keep pins of %s: %w", doc.Source.Application, err)
+	}
+	delete(l.unsaved, key)
+	return nil
+}
+
+// samePin compares what a render decided; when it asked is not worth a write.
+func samePin(a, b lock.Pin) bool { return a.Image == b.Image && a.Digest == b.Digest }
+
+// Pins returns all documents, sorted by source.
+func (l *Ledger) Pins() []lock.Document {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	docs := slices.Collect(maps.Values(l.entries))
+	slices.SortFunc(docs, func(a, b lock.Document) int { return slices.Compare(fields(a.Source), fields(b.Source)) })
+	return docs
+}
+
+// Len returns the number of sources.
+func (l *Ledger) Len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.entries)
+}
+
+// write replaces a file of the ledger as a whole: whoever reads it, whenever this process dies, finds the old bytes or
+// the new ones.
+func (l *Ledger) write(name string, data []byte) error {
+	f, err := os.CreateTemp(l.dir, tempPattern)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(l.dir, name))
+	}
+	if err != nil {
+		if rm := os.Remove(f.Name()); rm != nil && !errors.Is(rm, fs.ErrNotExist) {
+			err = errors.Join(err, rm)
+		}
+	}
+	return err
+}
+
+// keyOf names the entry of a source. Two Applications, or one Application at two paths, never share an entry; the
+// revision takes no part.
+func keyOf(s *lock.Source) string {
+	sum := sha256.Sum256([]byte(strings.Join(fields(s), "\x00")))
+	return hex.EncodeToString(sum[:16])
+}
+
+func fields(s *lock.Source) []string {
+	return []string{s.Repository, s.TargetRevision, s.Path, s.Project, s.Application}
+}

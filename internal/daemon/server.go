@@ -1,0 +1,340 @@
+// Package daemon is the resolver as a server: the HTTP interface of package api in front of a cache, and the ledger of
+// what was rendered.
+package daemon
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/digestlock/digestlock/internal/api"
+	"github.com/digestlock/digestlock/internal/cache"
+	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/image"
+	"github.com/digestlock/digestlock/internal/lock"
+)
+
+const (
+	// maxImages bounds one request; an overlay with more distinct mutable images than this is not one.
+	maxImages = 5000
+	// maxField bounds each text of a source. Repository URLs and paths are far shorter.
+	maxField = 4096
+	// drainTime is how long requests under way may take to end once the server was told to stop. Kubernetes kills
+	// after 30 s by default.
+	drainTime = 10 * time.Second
+)
+
+// Resolver is the cache that the server stands in front of.
+type Resolver interface {
+	Resolve(ctx context.Context, refs []image.Ref) []image.Resolution
+	Flush(ctx context.Context, ref image.Ref, every bool) []cache.Flushed
+}
+
+// Options are what a Server is made of.
+type Options struct {
+	Resolver  Resolver
+	Ledger    *Ledger
+	TokenFile string // one bearer token a line, read again for each request; "" closes the protected routes
+	Log       *slog.Logger
+	Metrics   *prometheus.Registry
+}
+
+// Server answers the resolver's HTTP interface. It is safe for concurrent use.
+type Server struct {
+	o        Options
+	draining atomic.Bool
+	flushes  prometheus.Counter
+	unsaved  prometheus.Counter
+}
+
+// New returns a server that is not listening yet.
+func New(o Options) *Server {
+	s := &Server{
+		o: o,
+		flushes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "digestlock_flushed_references_total", Help: "References flushed on request.",
+		}),
+		unsaved: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "digestlock_ledger_write_failures_total", Help: "Renders whose pins could not be kept on disk.",
+		}),
+	}
+	o.Metrics.MustRegister(s.flushes, s.unsaved, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "digestlock_ledger_sources", Help: "Sources whose last render is remembered.",
+	}, func() float64 { return float64(o.Ledger.Len()) }))
+	return s
+}
+
+// local serves the plugin, over a socket that only the pod's containers reach.
+func (s *Server) local() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("POST /v1/resolve", s.resolve())
+	s.open(mux)
+	return mux
+}
+
+// remote serves the companion, CI and the cluster's probes, over TCP.
+func (s *Server) remote() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("POST /v1/resolve", s.protected(s.resolve()))
+	mux.Handle("GET /v1/pins", s.protected(s.pins()))
+	mux.Handle("POST /flush", s.protected(s.flush()))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.o.Metrics, promhttp.HandlerOpts{}))
+	s.open(mux)
+	return mux
+}
+
+func (s *Server) open(mux *http.ServeMux) {
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprintf(w, "ok, %d sources\n", s.o.Ledger.Len()) // takes the ledger's lock
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if s.draining.Load() {
+			http.Error(w, "shutting down", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = fmt.Fprintln(w, "ready")
+	})
+}
+
+// Serve answers on both listeners, either of which may be nil, until ctx ends. It then finishes the requests under way
+// and returns nil. It closes the listeners.
+func (s *Server) Serve(ctx context.Context, socket, tcp net.Listener) error {
+	g, gctx := errgroup.WithContext(ctx)
+	serve := func(l net.Listener, h http.Handler) {
+		if l == nil {
+			return
+		}
+		srv := &http.Server{
+			Handler:           http.MaxBytesHandler(h, api.MaxBody),
+			ReadHeaderTimeout: 5 * time.Second,
+			ReadTimeout:       30 * time.Second,
+			WriteTimeout:      2 * time.Minute,
+			IdleTimeout:       2 * time.Minute,
+			ErrorLog:          slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
+		}
+		g.Go(func() error {
+			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		})
+		g.Go(func() error {
+			<-gctx.Done()
+			s.draining.Store(true)
+			drain, cancel := context.WithTimeout(context.WithoutCancel(gctx), drainTime)
+			defer cancel()
+			if err := srv.Shutdown(drain); err != nil {
+				return srv.Close()
+			}
+			return nil
+		})
+	}
+	serve(socket, s.local())
+	serve(tcp, s.remote())
+	return g.Wait()
+}
+
+func (s *Server) resolve() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var req api.ResolveRequest
+		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+			s.refuse(w, http.StatusBadRequest, fmt.Errorf("request body: %w", err))
+			return
+		}
+		refs, err := check(req)
+		if err != nil {
+			s.refuse(w, http.StatusBadRequest, err)
+			return
+		}
+		results := s.o.Resolver.Resolve(r.Context(), refs)
+		s.record(req, results)
+		res := api.ResolveResponse{Results: make([]api.Result, len(results))}
+		for i, x := range results {
+			res.Results[i] = api.ToResult(x)
+		}
+		answer(w, res)
+	})
+}
+
+// check refuses what no render of ours sends, and returns the references to resolve.
+func check(req api.ResolveRequest) ([]image.Ref, error) {
+	if len(req.Images)+len(req.Locked) > maxImages {
+		return nil, fmt.Errorf("%d images, more than the %d of one request", len(req.Images)+len(req.Locked), maxImages)
+	}
+	refs := make([]image.Ref, len(req.Images))
+	for i, text := range req.Images {
+		ref, err := fullReference(text)
+		if err != nil {
+			return nil, err
+		}
+		refs[i] = ref
+	}
+	for _, p := range req.Locked {
+		if _, err := fullReference(p.Image); err != nil {
+			return nil, err
+		}
+		if !image.IsDigest(p.Digest) {
+			return nil, fmt.Errorf("image %s: %q is not a digest", p.Image, p.Digest)
+		}
+	}
+	if req.Source != nil {
+		for _, f := range append(fields(req.Source), req.Source.Revision) {
+			if len(f) > maxField {
+				return nil, fmt.Errorf("source field of %d bytes, more than %d", len(f), maxField)
+			}
+		}
+	}
+	return refs, nil
+}
+
+func fullReference(text string) (image.Ref, error) {
+	ref, err := image.Parse(text)
+	if err == nil && (ref.Digest != "" || ref.String() != text) {
+		err = fmt.Errorf("image %q is not a full reference with a tag", text)
+	}
+	return ref, err
+}
+
+// record keeps the pins of a complete render. A render with an image that could not be resolved is not complete, and
+// the one before it stays.
+func (s *Server) record(req api.ResolveRequest, results []image.Resolution) {
+	if req.Source == nil {
+		return
+	}
+	pins := slices.Clone(req.Locked)
+	for _, r := range results {
+		if r.Err != nil {
+			return
+		}
+		pins = append(pins, lock.Pin{Image: r.Ref.String(), Digest: r.Digest, ResolvedAt: r.At.UTC()})
+	}
+	doc := lock.Merge(nil, pins) // sorted, without holds: those are the lock file's business
+	doc.Source = req.Source
+	doc.Source.RenderedAt = time.Now().UTC().Truncate(time.Second)
+	if err := s.o.Ledger.Record(*doc); err != nil {
+		// The render is right and its pins are known until a restart; what suffers is that a restart forgets them.
+		s.unsaved.Inc()
+		s.o.Log.Error("pins not saved", "application", req.Source.Application, "error", err)
+	}
+}
+
+func (s *Server) pins() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		docs := s.o.Ledger.Pins()
+		answer(w, api.PinsResponse{Sources: append([]lock.Document{}, docs...)})
+	})
+}
+
+func (s *Server) flush() http.Handler {
+	const hint = "POST /flush?image=registry.example.com/team/app:latest, once per image; without tag for all tags"
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		images := r.URL.Query()["image"]
+		if len(images) == 0 || len(images) > maxImages {
+			s.refuse(w, http.StatusBadRequest, fault.New(hint, "%d images to flush", len(images)))
+			return
+		}
+		res := api.FlushResponse{Flushed: []api.Flushed{}}
+		refs := make([]image.Ref, len(images))
+		for i, text := range images {
+			ref, err := image.Parse(text)
+			if err == nil && ref.Digest != "" {
+				err = fmt.Errorf("image %q: a digest never changes, flush its tag", text)
+			}
+			if err != nil {
+				s.refuse(w, http.StatusBadRequest, &fault.Error{Err: err, Hint: hint})
+				return
+			}
+			refs[i] = ref
+		}
+		for i, ref := range refs {
+			every := !strings.HasSuffix(images[i], ":"+ref.Tag)
+			for _, f := range s.o.Resolver.Flush(r.Context(), ref, every) {
+				s.flushes.Inc()
+				s.logFlush(f)
+				res.Flushed = append(res.Flushed, api.Flushed{
+					Image: f.Ref.String(), Old: f.Old, New: f.Digest, Error: api.ToProblem(f.Err),
+				})
+			}
+		}
+		answer(w, res)
+	})
+}
+
+func (s *Server) logFlush(f cache.Flushed) {
+	log := s.o.Log.With("image", f.Ref.String(), "old", f.Old)
+	if f.Err != nil {
+		log.Warn("flushed, not resolved again", "error", f.Err)
+		return
+	}
+	log.Info("flushed", "new", f.Digest)
+}
+
+// protected lets a request through that bears one of the tokens in the token file.
+func (s *Server) protected(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.o.TokenFile == "" {
+			s.refuse(w, http.StatusForbidden, fault.New("start digestlock serve with --token-file", "no token is configured, this route is closed"))
+			return
+		}
+		tokens, err := Tokens(s.o.TokenFile)
+		if err != nil {
+			s.o.Log.Error("token file not read", "error", err)
+			s.refuse(w, http.StatusServiceUnavailable, errors.New("the resolver cannot read its token file"))
+			return
+		}
+		given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if !ok || !slices.ContainsFunc(tokens, func(t string) bool { return equal(t, given) }) {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			s.refuse(w, http.StatusUnauthorized, fault.New("send Authorization: Bearer and a token from the resolver's token file", "wrong or missing bearer token"))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// equal compares in a time that tells nothing about where, or whether in length, two tokens differ.
+func equal(a, b string) bool {
+	x, y := sha256.Sum256([]byte(a)), sha256.Sum256([]byte(b))
+	return subtle.ConstantTimeCompare(x[:], y[:]) == 1
+}
+
+// Tokens reads a token file: one token a line, empty lines skipped, at least one token.
+func Tokens(file string) ([]string, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	tokens := strings.Fields(string(data))
+	if len(tokens) == 0 {
+		return nil, fmt.Errorf("%s holds no token", file)
+	}
+	return tokens, nil
+}
+
+// refuse answers with a problem. A client's mistake is the client's to log.
+func (s *Server) refuse(w http.ResponseWriter, status int, err error) {
+	s.o.Log.Debug("request refused", "status", status, "error", err)
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(api.ToProblem(err))
+}
+
+func answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // the client is gone when this fails
+}

@@ -1,0 +1,160 @@
+// Package render runs kustomize build inside this process. It is the only package that knows krusty.
+//
+// One render per process: krusty keeps the OpenAPI schema in process-wide variables, so concurrent builds race and
+// one build's custom schema changes the next (measured with v0.21.2: 120 silently wrong outputs). Who is tempted to
+// keep a process warm finds the figures in docs/decisions.
+package render
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"go.yaml.in/yaml/v3"
+	"sigs.k8s.io/kustomize/api/konfig"
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/api/resmap"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
+
+	"github.com/digestlock/digestlock/internal/fault"
+)
+
+// KustomizeVersion is the release of the kustomize CLI whose output this package gives. The module behind it is
+// kustomize/api v0.21.2. Builds set it in the binary, see the Makefile, because buildMetadata: [managedByLabel]
+// prints it.
+const KustomizeVersion = "v5.8.2"
+
+// errRemote is what a kustomization gets for naming anything outside its repository.
+var errRemote = errors.New("names a remote base or file")
+
+// Output is the result of one build. It is not safe for concurrent use.
+type Output struct{ resources resmap.ResMap }
+
+// Build renders the kustomization in dir as "kustomize build" does: files below their kustomization only, no plugins,
+// no exec, no containers, nothing over the network. It changes process-wide state while it runs (see guard), so that
+// a process calls it once; two calls never overlap.
+//
+// Build honours ctx by returning early; krusty itself cannot be stopped, so that the caller is expected to end the
+// process then. Errors carry a hint where there is one.
+func Build(ctx context.Context, dir string) (*Output, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := hasKustomization(abs); err != nil {
+		return nil, err
+	}
+	type result struct {
+		m   resmap.ResMap
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		m, err := guarded(abs)
+		done <- result{m, err}
+	}()
+	select {
+	case r := <-done:
+		if r.err != nil {
+			return nil, explain(r.err, abs)
+		}
+		return &Output{resources: r.m}, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("kustomize build: %w", context.Cause(ctx))
+	}
+}
+
+// Objects returns the rendered objects, in output order. Changes to a node show in YAML.
+func (o *Output) Objects() []*yaml.Node {
+	nodes := make([]*yaml.Node, 0, o.resources.Size())
+	for _, r := range o.resources.Resources() {
+		nodes = append(nodes, r.YNode())
+	}
+	return nodes
+}
+
+// YAML returns the objects as one multi-document stream, the bytes "kustomize build" prints.
+func (o *Output) YAML() ([]byte, error) { return o.resources.AsYaml() }
+
+func hasKustomization(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fault.New("give the directory that holds the kustomization", "%s is not a directory", dir)
+	}
+	names := konfig.RecognizedKustomizationFileNames()
+	for _, name := range names {
+		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+			return nil
+		}
+	}
+	return fault.New("point the Application's path at a kustomize overlay, or add a kustomization.yaml",
+		"no %s in %s", strings.Join(names, ", "), dir)
+}
+
+var building sync.Mutex
+
+func guarded(dir string) (m resmap.ResMap, err error) {
+	building.Lock()
+	defer building.Unlock()
+	defer guard()()
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("kustomize panicked: %v", p)
+		}
+	}()
+	o := krusty.MakeDefaultOptions() // RootOnly, no plugins, no functions, no helm
+	o.Reorder = krusty.ReorderOptionUnspecified
+	return krusty.MakeKustomizer(o).Run(filesys.MakeFsOnDisk(), dir)
+}
+
+// guard closes what krusty offers no option for and returns the function that opens it again: its loader fetches
+// http(s) through http.DefaultTransport and Git bases by starting whatever "git" PATH names, and its deprecation
+// notices go straight to os.Stderr and the standard logger, where Argo CD would show them in front of an error.
+func guard() (restore func()) {
+	transport, stderr, logTo := http.DefaultTransport, os.Stderr, log.Writer()
+	path, hadPath := os.LookupEnv("PATH")
+	http.DefaultTransport = noNetwork{}
+	_ = os.Setenv("PATH", "")
+	log.SetOutput(io.Discard)
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err == nil {
+		os.Stderr = null
+	}
+	return func() {
+		http.DefaultTransport, os.Stderr = transport, stderr
+		log.SetOutput(logTo)
+		if hadPath {
+			_ = os.Setenv("PATH", path)
+		}
+		if null != nil {
+			_ = null.Close()
+		}
+	}
+}
+
+type noNetwork struct{}
+
+func (noNetwork) RoundTrip(*http.Request) (*http.Response, error) { return nil, errRemote }
+
+// explain makes a krusty error readable: paths relative to the overlay, and the way out where we know it.
+func explain(err error, dir string) error {
+	text := strings.ReplaceAll(err.Error(), dir+string(filepath.Separator), "")
+	text = strings.ReplaceAll(text, dir, ".")
+	if errors.Is(err, errRemote) || errors.Is(err, exec.ErrNotFound) || strings.Contains(text, errRemote.Error()) {
+		return fault.New("copy the base into this repository: remote bases are refused, what they serve can change without a commit",
+			"kustomize build: %w: %s", errRemote, text)
+	}
+	return fault.New("run \"kustomize build\" in this directory to see the same error with its context",
+		"kustomize build: %s", text)
+}
