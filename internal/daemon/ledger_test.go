@@ -1,0 +1,119 @@
+package daemon
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/lock"
+)
+
+var (
+	d1 = "sha256:" + strings.Repeat("1", 64)
+	d2 = "sha256:" + strings.Repeat("2", 64)
+	t0 = time.Date(2026, 11, 22, 20, 57, 0, 0, time.UTC)
+)
+
+func rendered(app, revision, digest string) lock.Document {
+	return lock.Document{
+		Source: &lock.Source{
+			Project: "default", Application: app, Repository: "https://git.example.com/k8s.git", TargetRevision: "main",
+			Path: "overlays/" + app, Revision: revision, RenderedAt: t0,
+		},
+		Pins: []lock.Pin{{Image: "ghcr.io/acme/server:latest", Digest: digest, ResolvedAt: t0}},
+	}
+}
+
+func openLedger(t *testing.T, dir string) *Ledger {
+	t.Helper()
+	l, err := OpenLedger(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func record(t *testing.T, l *Ledger, docs ...lock.Document) {
+	t.Helper()
+	for _, d := range docs {
+		if err := l.Record(d); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestLedgerSurvivesRestart(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	l := openLedger(t, dir)
+	record(t, l, rendered("two", "r1", d1), rendered("one", "r1", d1), rendered("two", "r2", d2))
+	want := []lock.Document{rendered("one", "r1", d1), rendered("two", "r2", d2)}
+	if diff := cmp.Diff(want, l.Pins()); diff != "" {
+		t.Errorf("pins (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(want, openLedger(t, dir).Pins()); diff != "" {
+		t.Errorf("pins after a restart (-want +got):\n%s", diff)
+	}
+}
+
+// TestLedgerAfterKill: whatever a killed process left behind, the ledger opens, and loses nothing that was complete.
+func TestLedgerAfterKill(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	record(t, openLedger(t, dir), rendered("one", "r1", d1))
+	for name, content := range map[string]string{".new-123": "apiVer", "broken.yaml": "<<<<<<<\n", "README": "mine"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff([]lock.Document{rendered("one", "r1", d1)}, openLedger(t, dir).Pins()); diff != "" {
+		t.Errorf("pins (-want +got):\n%s", diff)
+	}
+	for name, kept := range map[string]bool{".new-123": false, "broken.yaml": true, "README": true, "probe": false} {
+		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != kept {
+			t.Errorf("%s: kept = %v, want %v", name, err == nil, kept)
+		}
+	}
+}
+
+// TestLedgerWithoutDisk: a directory that can no longer be written costs durability, not pins, and heals.
+func TestLedgerWithoutDisk(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	l := openLedger(t, dir)
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Record(rendered("one", "r1", d1)); err == nil {
+		t.Fatal("Record into a directory that is gone: no error")
+	}
+	if diff := cmp.Diff([]lock.Document{rendered("one", "r1", d1)}, l.Pins()); diff != "" {
+		t.Errorf("pins in memory (-want +got):\n%s", diff)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	record(t, l, rendered("one", "r1", d1)) // nothing new in it, but the disk does not have it yet
+	if n := openLedger(t, dir).Len(); n != 1 {
+		t.Errorf("%d sources after the disk came back, want 1", n)
+	}
+}
+
+func TestLedgerDirectoryUnusable(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{file, filepath.Join(file, "x"), "/proc/nowhere"} {
+		if _, err := OpenLedger(dir, slog.New(slog.DiscardHandler)); err == nil || fault.Hint(err) == "" {
+			t.Errorf("OpenLedger(%s) = %v, want an error with a hint", dir, err)
+		}
+	}
+}
