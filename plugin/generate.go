@@ -3,6 +3,7 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -134,7 +135,7 @@ func decide(ctx context.Context, mode Mode, refs []image.Ref, locked *lock.Docum
 // report tells the resolver's ledger about a render that was decided by its lock. The render is right without that,
 // so that a resolver that is away or slow is none of its business.
 func report(ctx context.Context, source *lock.Source, pins []lock.Pin, r Resolver) {
-	if source == nil || len(pins) == 0 {
+	if source == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
@@ -151,17 +152,26 @@ func failures(results []image.Resolution) error {
 			continue
 		}
 		if hint == "" {
-			hint = fault.Hint(r.Err)
+			hint = cmp.Or(fault.Hint(r.Err), remedy(r.Err))
 		}
 		texts = append(texts, r.Ref.String()+": "+r.Err.Error())
 	}
 	if len(texts) == 0 {
 		return nil
 	}
-	if hint == "" {
-		hint = "see \"images not resolved\" in docs/troubleshooting.md"
-	}
 	return fault.New(hint, "%d of %d images not resolved: %s", len(texts), len(results), strings.Join(texts, "; "))
+}
+
+// remedy is the hint for a look-up that failed without one of its own.
+func remedy(err error) string {
+	switch {
+	case errors.Is(err, image.ErrNotFound):
+		return "push the image, or correct its name or tag; a private repository looks missing to a resolver without credentials for it"
+	case errors.Is(err, image.ErrUnauthorized):
+		return "give the resolver credentials that may pull the image"
+	default:
+		return "try again once the registry answers; an image that " + lock.FileName + " names needs no registry"
+	}
 }
 
 func list(refs []image.Ref) string {

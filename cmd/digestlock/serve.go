@@ -44,7 +44,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	timeout := flags.Duration("lookup-timeout", 10*time.Second, "give a registry this long for one reference")
 	insecure := flags.StringSlice("insecure-registry", nil, "host[:port] that may be asked over plain http (repeatable)")
 	level := slog.LevelInfo
-	flags.TextVar(&level, "log-level", level, "debug, info, warn or error")
+	flags.TextVar(&level, "log-level", level, "`level`: debug, info, warn or error")
 	if _, err := flags.Parse(env, args, 0); err != nil {
 		return err
 	}

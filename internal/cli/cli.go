@@ -138,7 +138,7 @@ func (f *Flags) Parse(env Env, args []string, maxArgs int) ([]string, error) {
 			return
 		}
 		if err := f.Set(fl.Name, v); err != nil {
-			fromEnv = Usage(hint, "environment variable %s: %w", EnvName(fl.Name), errors.Unwrap(err))
+			fromEnv = Usage(hint, "environment variable %s: %w", EnvName(fl.Name), err)
 		}
 	})
 	if fromEnv != nil {
