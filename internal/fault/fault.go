@@ -8,10 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 )
 
 // maxText bounds one printed line. Argo CD copies stderr uncapped into the Application's condition, so that the two
-// lines together stay under 4 KiB (docs/design.md, "What people type and see").
+// lines together stay under 4 KiB (docs/security.md).
 const maxText = 1900
 
 // Error is an error with the action that mends it.
@@ -37,8 +38,8 @@ func Hint(err error) string {
 }
 
 // Text renders err for program as the one or two lines that a user sees, each ending in a newline and cut to a size
-// that fits an Argo CD condition. Line breaks and control characters inside the texts become spaces, so that a
-// foreign string can forge neither a second line nor a terminal escape.
+// that fits an Argo CD condition. Line breaks, control and invisible characters inside the texts become spaces, so that
+// a foreign string can forge neither a second line nor a terminal escape nor another reading direction.
 func Text(program string, err error) string {
 	out := program + ": error: " + oneLine(err.Error()) + "\n"
 	if h := Hint(err); h != "" {
@@ -48,7 +49,8 @@ func Text(program string, err error) string {
 }
 
 func oneLine(s string) string {
-	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == ' ' }), " ")
+	s = strings.ToValidUTF8(s, "\ufffd")
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return !unicode.IsGraphic(r) || unicode.IsSpace(r) }), " ")
 	if len(s) <= maxText {
 		return s
 	}

@@ -19,6 +19,7 @@ func TestParse(t *testing.T) {
 		{"localhost:5000/a/b__c-d:V1.2_x", "localhost:5000/a/b__c-d:V1.2_x", "localhost:5000/a/b__c-d"},
 		{"[::1]:5000/a", "[::1]:5000/a:latest", "[::1]:5000/a"},
 		{"nginx@" + digest, "index.docker.io/library/nginx@" + digest, "nginx"},
+		{"nginx@sha512:" + strings.Repeat("0", 128), "index.docker.io/library/nginx@sha512:" + strings.Repeat("0", 128), "nginx"},
 		{"nginx:1@" + digest, "index.docker.io/library/nginx:1@" + digest, "nginx"},
 	}
 	for _, tt := range tests {
@@ -38,7 +39,7 @@ func TestParseRefuses(t *testing.T) {
 	for _, in := range []string{
 		"", " ", "nginx:", "Nginx", "ghcr.io/Acme/x", "ghcr.io/../x", "ghcr.io//x", "ghcr.io/x/", "evil.com:443/../x",
 		"a b", "nginx\n", "nginx:la test", "nginx@sha256:abc", "nginx@md5:0123", "ghcr.io/аcme/x", "-x.io/a",
-		"https://ghcr.io/x", "${IMAGE}", "ghcr.io/" + strings.Repeat("a", 300), "nginx:" + strings.Repeat("a", 129),
+		"https://ghcr.io/x", "nginx@sha256:" + strings.Repeat("0", 63), "nginx@" + digest + "0", "nginx@sha256:" + strings.Repeat("A", 64), "${IMAGE}", "ghcr.io/" + strings.Repeat("a", 300), "nginx:" + strings.Repeat("a", 129),
 	} {
 		if got, err := Parse(in); err == nil {
 			t.Errorf("Parse(%q) = %+v, want an error", in, got)
@@ -69,6 +70,17 @@ func TestMutable(t *testing.T) {
 		}
 		if got := tt.tags.Mutable(r); got != tt.want {
 			t.Errorf("%v.Mutable(%q) = %v, want %v", tt.tags, tt.in, got, tt.want)
+		}
+	}
+}
+
+func TestTagsCheck(t *testing.T) {
+	t.Parallel()
+	for pattern, ok := range map[string]bool{
+		"latest": true, "dev-*": true, "*": true, "v[0-9]?": true, "": false, " latest": false, "latest,main": false, "[a": false, "a/b": false,
+	} {
+		if err := (Tags{"x", pattern}).Check(); (err == nil) != ok {
+			t.Errorf("Check(%q) = %v, want ok = %v", pattern, err, ok)
 		}
 	}
 }

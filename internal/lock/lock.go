@@ -6,9 +6,12 @@
 package lock
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/digestlock/digestlock/internal/image"
 )
 
 const (
@@ -64,6 +67,20 @@ func (d *Document) Find(image string) (Pin, bool) {
 		return Pin{}, false
 	}
 	return d.Pins[i], true
+}
+
+// Check returns an error when a lock could not hold p. It is for pins that come from elsewhere than [Parse].
+func (p Pin) Check() error {
+	if _, err := image.ParseFull(p.Image); err != nil {
+		return err
+	}
+	if !image.IsDigest(p.Digest) {
+		return fmt.Errorf("image %s: %q is not a digest", p.Image, p.Digest)
+	}
+	if y := p.ResolvedAt.UTC().Year(); y < 1 || y > 9999 {
+		return fmt.Errorf("image %s: resolvedAt is out of range", p.Image)
+	}
+	return nil
 }
 
 // Advance returns p as it should be once its tag was seen at digest at the given time, and whether that differs from

@@ -25,32 +25,21 @@ const MaxSize = 1 << 20
 func Parse(name string, data []byte) (*Document, error) {
 	d, err := parse(name, data)
 	if err == nil && d.Source != nil {
-		return nil, broken(name, d.sourceLine, errors.New("source belongs into a resolver's ledger, not into a lock file"))
+		return nil, broken(name, errors.New("source belongs into a resolver's ledger, not into a lock file"))
 	}
-	if err != nil {
-		return nil, err
-	}
-	return &d.Document, nil
+	return d, err
 }
 
 // ParseEntry reads a ledger entry: a document that has a source.
 func ParseEntry(name string, data []byte) (*Document, error) {
 	d, err := parse(name, data)
 	if err == nil && d.Source == nil {
-		return nil, broken(name, 1, errors.New("no source"))
+		return nil, broken(name, errors.New("no source"))
 	}
-	if err != nil {
-		return nil, err
-	}
-	return &d.Document, nil
+	return d, err
 }
 
-type parsed struct {
-	Document
-	sourceLine int
-}
-
-func parse(name string, data []byte) (*parsed, error) {
+func parse(name string, data []byte) (*Document, error) {
 	if len(data) > MaxSize {
 		return nil, fault.New("a lock this large was not written by digestlock: restore it from Git",
 			"%s: %d bytes, more than the %d a lock may have", name, len(data), MaxSize)
@@ -61,14 +50,14 @@ func parse(name string, data []byte) (*parsed, error) {
 	}
 	root, err := document(data)
 	if err != nil {
-		return nil, broken(name, 0, err)
+		return nil, broken(name, err)
 	}
 	// The version first: a newer format may have fields that this one does not know.
 	if v := scalarAt(root, "apiVersion"); v.Value != apiVersion {
 		return nil, fault.New("upgrade digestlock, or restore the lock from Git",
 			"%s:%d: apiVersion %q, this digestlock reads %s", name, max(v.Line, 1), v.Value, apiVersion)
 	}
-	out := &parsed{}
+	out := &Document{}
 	err = mapping(root, map[string]func(*yaml.Node) error{
 		"apiVersion": func(*yaml.Node) error { return nil },
 		"kind": func(n *yaml.Node) error {
@@ -78,7 +67,6 @@ func parse(name string, data []byte) (*parsed, error) {
 			return nil
 		},
 		"source": func(n *yaml.Node) (err error) {
-			out.sourceLine = n.Line
 			out.Source, err = parseSource(n)
 			return err
 		},
@@ -88,7 +76,7 @@ func parse(name string, data []byte) (*parsed, error) {
 		},
 	}, "kind", "pins")
 	if err != nil {
-		return nil, broken(name, 0, err)
+		return nil, broken(name, err)
 	}
 	return out, nil
 }
@@ -201,7 +189,7 @@ func timestamp(into *time.Time) func(*yaml.Node) error {
 			return at(n, "%q is not an RFC 3339 time", n.Value)
 		}
 		*into = t.UTC().Truncate(time.Second)
-		if y := into.Year(); y < 0 || y > 9999 {
+		if y := into.Year(); y < 1 || y > 9999 {
 			return at(n, "%q is out of range", n.Value)
 		}
 		return nil
@@ -220,13 +208,8 @@ func digest(into *string) func(*yaml.Node) error {
 
 func reference(into *string) func(*yaml.Node) error {
 	return func(n *yaml.Node) error {
-		ref, err := image.Parse(n.Value)
-		if err != nil {
+		if _, err := image.ParseFull(n.Value); err != nil {
 			return at(n, "%v", err)
-		}
-		if ref.Digest != "" || ref.String() != n.Value {
-			return at(n, "image %q is not a full reference with a tag, such as %s/%s:%s", n.Value,
-				ref.Registry, ref.Repository, image.DefaultTag)
 		}
 		*into = n.Value
 		return nil
@@ -271,13 +254,10 @@ func conflictMarker(data []byte) int {
 	return 0
 }
 
-// broken is the error for a lock that only a person can have made. The line comes from err when it knows one.
-func broken(name string, line int, err error) error {
+// broken is the error for a lock that only a person can have made. It names the line when err knows it.
+func broken(name string, err error) error {
 	if e, ok := errors.AsType[*lineError](err); ok {
-		line = e.line
-	}
-	if line > 0 {
-		name = fmt.Sprintf("%s:%d", name, line)
+		name = fmt.Sprintf("%s:%d", name, e.line)
 	}
 	return fault.New("restore the file from Git, or delete it and let the companion write it anew", "%s: %w", name, err)
 }

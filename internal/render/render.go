@@ -6,6 +6,7 @@
 package render
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,8 +14,8 @@ import (
 	"log"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -35,6 +36,9 @@ const KustomizeVersion = "v5.8.2"
 // errRemote is what a kustomization gets for naming anything outside its repository.
 var errRemote = errors.New("names a remote base or file")
 
+// errEndless is what a file gets that krusty would never be done with.
+var errEndless = errors.New("yaml: an alias inside of its own anchor")
+
 // Output is the result of one build. It is not safe for concurrent use.
 type Output struct{ resources resmap.ResMap }
 
@@ -45,11 +49,11 @@ type Output struct{ resources resmap.ResMap }
 // Build honours ctx by returning early; krusty itself cannot be stopped, so that the caller is expected to end the
 // process then. Errors carry a hint where there is one.
 func Build(ctx context.Context, dir string) (*Output, error) {
-	abs, err := filepath.Abs(dir)
-	if err != nil {
+	if err := hasKustomization(dir); err != nil {
 		return nil, err
 	}
-	if err := hasKustomization(abs); err != nil {
+	root, err := realPath(dir)
+	if err != nil {
 		return nil, err
 	}
 	type result struct {
@@ -58,13 +62,13 @@ func Build(ctx context.Context, dir string) (*Output, error) {
 	}
 	done := make(chan result, 1)
 	go func() {
-		m, err := guarded(abs)
+		m, err := guarded(root)
 		done <- result{m, err}
 	}()
 	select {
 	case r := <-done:
 		if r.err != nil {
-			return nil, explain(r.err, abs)
+			return nil, explain(r.err, root)
 		}
 		return &Output{resources: r.m}, nil
 	case <-ctx.Done():
@@ -84,13 +88,23 @@ func (o *Output) Objects() []*yaml.Node {
 // YAML returns the objects as one multi-document stream, the bytes "kustomize build" prints.
 func (o *Output) YAML() ([]byte, error) { return o.resources.AsYaml() }
 
+// realPath returns dir as krusty names it in its errors.
+func realPath(dir string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(abs)
+}
+
 func hasKustomization(dir string) error {
+	const hint = "give the directory that holds the kustomization"
 	info, err := os.Stat(dir)
 	if err != nil {
-		return err
+		return fault.New(hint, "%w", err)
 	}
 	if !info.IsDir() {
-		return fault.New("give the directory that holds the kustomization", "%s is not a directory", dir)
+		return fault.New(hint, "%s is not a directory", dir)
 	}
 	names := konfig.RecognizedKustomizationFileNames()
 	for _, name := range names {
@@ -115,7 +129,45 @@ func guarded(dir string) (m resmap.ResMap, err error) {
 	}()
 	o := krusty.MakeDefaultOptions() // RootOnly, no plugins, no functions, no helm
 	o.Reorder = krusty.ReorderOptionUnspecified
-	return krusty.MakeKustomizer(o).Run(filesys.MakeFsOnDisk(), dir)
+	return krusty.MakeKustomizer(o).Run(disk{filesys.MakeFsOnDisk()}, dir)
+}
+
+// disk refuses a file with an alias inside of its own anchor: krusty follows it until the stack is full, which ends
+// the process with a thousand lines of trace and cannot be recovered from.
+type disk struct{ filesys.FileSystem }
+
+func (d disk) ReadFile(name string) ([]byte, error) {
+	data, err := d.FileSystem.ReadFile(name)
+	if err == nil && bytes.Contains(data, []byte("&")) && endless(data) {
+		return nil, errEndless
+	}
+	return data, err
+}
+
+// endless reports whether one of the YAML documents in data contains itself. What is not YAML is not for us to say.
+func endless(data []byte) bool {
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	for {
+		var n yaml.Node
+		if dec.Decode(&n) != nil {
+			return false
+		}
+		if containsItself(&n, map[*yaml.Node]bool{}) {
+			return true
+		}
+	}
+}
+
+// containsItself tells by the anchors that are open on the way to n.
+func containsItself(n *yaml.Node, open map[*yaml.Node]bool) bool {
+	if n.Kind == yaml.AliasNode {
+		return open[n.Alias]
+	}
+	if n.Anchor != "" {
+		open[n] = true
+		defer delete(open, n)
+	}
+	return slices.ContainsFunc(n.Content, func(c *yaml.Node) bool { return containsItself(c, open) })
 }
 
 // guard closes what krusty offers no option for and returns the function that opens it again: its loader fetches
@@ -134,6 +186,7 @@ func guard() (restore func()) {
 	return func() {
 		http.DefaultTransport, os.Stderr = transport, stderr
 		log.SetOutput(logTo)
+		_ = os.Unsetenv("PATH")
 		if hadPath {
 			_ = os.Setenv("PATH", path)
 		}
@@ -146,15 +199,3 @@ func guard() (restore func()) {
 type noNetwork struct{}
 
 func (noNetwork) RoundTrip(*http.Request) (*http.Response, error) { return nil, errRemote }
-
-// explain makes a krusty error readable: paths relative to the overlay, and the way out where we know it.
-func explain(err error, dir string) error {
-	text := strings.ReplaceAll(err.Error(), dir+string(filepath.Separator), "")
-	text = strings.ReplaceAll(text, dir, ".")
-	if errors.Is(err, errRemote) || errors.Is(err, exec.ErrNotFound) || strings.Contains(text, errRemote.Error()) {
-		return fault.New("copy the base into this repository: remote bases are refused, what they serve can change without a commit",
-			"kustomize build: %w: %s", errRemote, text)
-	}
-	return fault.New("run \"kustomize build\" in this directory to see the same error with its context",
-		"kustomize build: %s", text)
-}

@@ -1,0 +1,87 @@
+package render
+
+import (
+	"errors"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/digestlock/digestlock/internal/fault"
+)
+
+// rewrites take krusty's errors apart, which are text all the way down: each resource is tried as a file, then as a
+// base, and the error holds both attempts of every level around the one sentence that helps. What none of them
+// knows stays as it is.
+var rewrites = []struct{ pattern, with string }{
+	// A password in a URL is in Git for all who may read that, and must not go further.
+	{`://[^/@\s]*@`, `://`},
+	// From one base into the next.
+	{`accumulating resources: accumulation err='accumulating resources from '[^']*': '[^']*' must resolve to a file': ` +
+		`(?:recursed accumulation of path|recursed merging from path|couldn't make target for path) '([^']*)': `, `in $1: `},
+	{`(?:in [^:]*: )+(in [^:]*: )`, `$1`},
+	// A resource that is neither a file nor a base. What speaks about the wrong one of the two goes.
+	{`accumulating resources: accumulation err='accumulating resources from '([^']*)': '[^']*' must resolve to a file': `, `$1: `},
+	{`accumulating resources: accumulation err='(?:accumulating|merging) resources from '([^']*)': (.*)': ` +
+		`(?:must build at directory: |no 'git' program on path: |new root ).*$`, `$1: $2`},
+	{`accumulating resources: accumulating resources from '([^']*)': (?:MalformedYAMLError: )?(.*?)(?: in File: .*)?$`, `$1: $2`},
+	{`^((?:in [^:]*: )?\S+: )evalsymlink failure on '[^']*' : lstat .*?: `, `$1`},
+	{`evalsymlink failure on '([^']*)' : lstat .*?: `, `$1: `},
+	{`accumulating components: loader.New "(?:must build at directory: not a valid directory: )?(.*)"$`, `a component: $1`},
+	{`(?:: )?no 'git' program on path: .*$`, ``},
+	{`: Get "[^"]*": ` + errRemote.Error() + `$`, ``},
+	{`^Get "([^"]*)": ` + errRemote.Error() + `$`, `$1`},
+	// The configuration is the user's own patch or generator, at full length.
+	{"trouble configuring builtin (\\w+) with config: ` .*? `: ", `$1: `},
+	{`from \[patch: "(.{60}).*"\]`, `from "$1…"`},
+	{`: no matches for Id .*; failed to find unique target for patch .*$`, ``},
+	{`\.?\[no(?:Grp|Ns|Ver)\]`, ``},
+}
+
+// hints are the ways out of the usual mistakes, by a part of the text.
+var hints = []struct{ part, hint string }{
+	{"security; file", "kustomize reads files below their own kustomization only: move the file there, or make its directory a base"},
+	{"cannot be absolute", "name the base by its path from this kustomization, inside of the repository"},
+	{"external plugins disabled", "render what it generates into the repository: plugins, functions and containers never run here"},
+	{"must specify --enable-helm", "render the chart into the repository with helm template: helm never runs here"},
+	{"no such file or directory", "commit the file or correct its name: Argo CD renders what is in Git, and case matters"},
+	{"yaml: line", "correct the YAML there: tabs, indentation and conflict markers are the usual causes"},
+	{"already registered id", "keep one of the two objects, or tell them apart by name or namespace"},
+}
+
+// explain makes a krusty error readable: the useful part first, paths relative to the overlay, one line, and the way
+// out where we know it.
+func explain(err error, dir string) error {
+	remote := errors.Is(err, exec.ErrNotFound) || strings.Contains(err.Error(), errRemote.Error()) ||
+		strings.Contains(err.Error(), "no 'git' program on path")
+	text := strings.Join(strings.Fields(relative(err.Error(), dir)), " ")
+	for _, r := range rewrites {
+		text = regexp.MustCompile(r.pattern).ReplaceAllString(text, r.with)
+	}
+	if remote {
+		return fault.New("copy the base into this repository: remote bases are refused, what they serve can change without a commit",
+			"kustomize build: %w: %s", errRemote, strings.TrimSuffix(text, ": no such file or directory"))
+	}
+	hint := "run \"kustomize build\" in this directory to see the same error with its context"
+	for _, h := range hints {
+		if strings.Contains(text, h.part) {
+			hint = h.hint
+			break
+		}
+	}
+	return fault.New(hint, "kustomize build: %s", text)
+}
+
+// relative rewrites the paths in text as seen from dir, as far as the way up from it: what is mounted where in the
+// sidecar is nobody's business, and the author knows the files by where they are in the repository.
+func relative(text, dir string) string {
+	const before, after = `(^|[^\w./-])`, `($|[^\w./-])`
+	itself, below := ".", ""
+	for up := dir; filepath.Dir(up) != up; up = filepath.Dir(up) {
+		name := regexp.QuoteMeta(up)
+		text = regexp.MustCompile(before+name+"/").ReplaceAllString(text, "${1}"+below)
+		text = regexp.MustCompile(before+name+after).ReplaceAllString(text, "${1}"+itself+"${2}")
+		itself, below = below+"..", below+"../"
+	}
+	return text
+}
