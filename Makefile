@@ -34,7 +34,7 @@ e2e: ## with Argo CD's own cmp-server and repo-server code, a real registry, git
 	cd e2e && go vet . && go test -count=1 .
 
 bench: ## ratios in one run, see bench/README.md
-	go run ./bench
+	go run ./bench $(BENCH_FLAGS)
 
 fuzz: ## a minute for each fuzz test
 	@for p in image lock pin; do for f in $$(go test -list '^Fuzz' ./internal/$$p | grep ^Fuzz); do \

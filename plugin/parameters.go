@@ -19,6 +19,7 @@ type Mode string
 // The modes. Docs/design.md tells when to use which.
 const (
 	Follow Mode = "follow" // the lock; the registry for images that the lock does not have yet
+	Live   Mode = "live"   // the registry at the tip of the branch, else as Follow
 	Locked Mode = "locked" // the lock only
 )
 
@@ -65,9 +66,9 @@ func Parameters() []Parameter {
 		},
 		{
 			Name: "mode", Title: "Mode", Type: "string", Default: string(Follow),
-			Tooltip: "Who decides on digests: follow (the lock, the registry for images it lacks) or locked (the lock only).",
+			Tooltip: "Who decides on digests: follow (the lock, the registry for images it lacks), live (the registry at the branch's tip) or locked (the lock only).",
 			set: func(s *Settings, v []string) error {
-				return oneOf(&s.Mode, v[0], Follow, Locked)
+				return oneOf(&s.Mode, v[0], Follow, Live, Locked)
 			},
 		},
 		{

@@ -79,7 +79,7 @@ func TestParametersRefused(t *testing.T) {
 		{`[{"name":"server","string":"http://evil"}]`, `unknown parameter "server"`, "valid parameters are allow-empty, mode, pin-format, tags"},
 		{`[{"name":"mode","array":["follow"]}]`, `parameter "mode" is not of type string`, "write it as {name: mode, string: …}"},
 		{`[{"name":"mode"}]`, `parameter "mode" is not of type string`, ""},
-		{`[{"name":"mode","string":"x"}]`, `"x" is not one of follow, locked`, "follow (the lock"},
+		{`[{"name":"mode","string":"x"}]`, `"x" is not one of follow, live, locked`, "follow (the lock"},
 		{`[{"name":"tags","array":[]}]`, "nothing would be pinned", ""},
 		{`[{"name":"tags","array":["[a"]}]`, `tag pattern "[a"`, ""},
 		{`[{"name":"allow-empty","string":"maybe"}]`, `"maybe" is neither true nor false`, ""},
@@ -107,7 +107,7 @@ func FuzzParameters(f *testing.F) {
 		if s.Read(in) != nil {
 			return
 		}
-		if (s.Mode != Follow && s.Mode != Locked) || len(s.Tags) == 0 || s.Tags.Check() != nil ||
+		if (s.Mode != Follow && s.Mode != Live && s.Mode != Locked) || len(s.Tags) == 0 || s.Tags.Check() != nil ||
 			(s.PinFormat != pin.TagAndDigest && s.PinFormat != pin.DigestOnly) {
 			t.Errorf("Read(%q) gives %+v", in, s)
 		}
@@ -189,26 +189,26 @@ func TestReportsWhatItRendered(t *testing.T) {
 		return out, nil
 	})
 	source := &lock.Source{Application: "app", Revision: "3f2c1ab"}
-	out, sum, err := Generate(t.Context(), overlay(t, files), Defaults(), source, r)
+	got, err := Render{overlay(t, files), Defaults(), source, r}.Generate(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (Summary{Pinned: 2, Locked: 1, Resolved: 1, Stale: 1}); sum != want || calls != 1 {
-		t.Errorf("summary %+v after %d calls, want %+v after 1", sum, calls, want)
+	if want := (Summary{Pinned: 2, Locked: 1, Resolved: 1, Stale: 1}); got.Summary != want || calls != 1 {
+		t.Errorf("summary %+v after %d calls, want %+v after 1", got.Summary, calls, want)
 	}
-	if n := strings.Count(string(out), "@"+digest); n != 2 {
-		t.Errorf("%d digests in\n%s", n, out)
+	if n := strings.Count(string(got.Manifests), "@"+digest); n != 2 {
+		t.Errorf("%d digests in\n%s", n, got.Manifests)
 	}
 
 	files["pod.yaml"] = strings.Split(pod, "  - image: ghcr.io/acme/b")[0]
 	calls = 0
-	if _, _, err := Generate(t.Context(), overlay(t, files), Defaults(), source, r); err != nil || calls != 1 {
+	if _, err := (Render{overlay(t, files), Defaults(), source, r}).Generate(t.Context()); err != nil || calls != 1 {
 		t.Errorf("render from the lock: %v, reported %d times, want once", err, calls)
 	}
 	failing := resolverFunc(func(context.Context, *lock.Source, []lock.Pin, []image.Ref) ([]image.Resolution, error) {
 		return nil, errors.New("away")
 	})
-	if _, _, err := Generate(t.Context(), overlay(t, files), Defaults(), source, failing); err != nil {
+	if _, err := (Render{overlay(t, files), Defaults(), source, failing}).Generate(t.Context()); err != nil {
 		t.Errorf("render from the lock without a resolver: %v", err)
 	}
 }
@@ -217,12 +217,16 @@ func TestReportsWhatItRendered(t *testing.T) {
 func TestNothingWithoutEveryDigest(t *testing.T) {
 	for name, digest := range map[string]string{"no digest": "", "not a digest": "latest"} {
 		r := resolverFunc(func(_ context.Context, _ *lock.Source, _ []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {
-			return []image.Resolution{{Ref: refs[0], Digest: digest}}, nil
+			out := make([]image.Resolution, len(refs))
+			for i, ref := range refs {
+				out[i] = image.Resolution{Ref: ref, Digest: digest}
+			}
+			return out, nil
 		})
 		files := map[string]string{"kustomization.yaml": "resources: [pod.yaml]\n", "pod.yaml": pod}
-		out, _, err := Generate(t.Context(), overlay(t, files), Defaults(), nil, r)
-		if err == nil || out != nil {
-			t.Errorf("%s: rendered %q, %v, want an error and nothing", name, out, err)
+		got, err := Render{overlay(t, files), Defaults(), nil, r}.Generate(t.Context())
+		if err == nil || got.Manifests != nil {
+			t.Errorf("%s: rendered %q, %v, want an error and nothing", name, got.Manifests, err)
 		}
 	}
 }

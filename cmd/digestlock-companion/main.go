@@ -3,10 +3,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,8 +29,10 @@ Exit code with --once: 0 everything is up to date, 1 something could not be done
 // buildVersion is set by the linker, see the Makefile.
 var buildVersion = "devel"
 
-func main() {
-	cli.Main(cli.Program{Name: "digestlock-companion", Commands: []cli.Command{{Run: run}}})
+func main() { cli.Main(program()) }
+
+func program() cli.Program {
+	return cli.Program{Name: "digestlock-companion", Commands: []cli.Command{{Run: run}}}
 }
 
 func run(ctx context.Context, env cli.Env, args []string) error {
@@ -62,6 +65,12 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 		return cli.Usage("for example: --resolver http://digestlock-resolver:8085 --repo https://git.example.com/team/k8s.git",
 			"--resolver and --repo are needed")
 	}
+	if *interval <= 0 {
+		return cli.Usage("give a time such as 60s", "--interval=%v is not a time between cycles", *interval)
+	}
+	if _, err := api.NewClient(*resolver, ""); err != nil {
+		return cli.Usage("for example: --resolver http://digestlock-resolver:8085", "--resolver: %w", err)
+	}
 	auth, err := creds.read()
 	if err != nil {
 		return err
@@ -71,8 +80,10 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 		return err
 	}
 	log := slog.New(slog.NewJSONHandler(env.Stderr, &slog.HandlerOptions{Level: level}))
+	r := resolvers{address: *resolver, tokenFile: *tokenFile}
+	defer r.close()
 	c := companion.New(companion.Options{
-		Replicas:     func(ctx context.Context) ([]companion.Replica, error) { return replicas(ctx, *resolver, *tokenFile) },
+		Replicas:     r.replicas,
 		Repositories: repositories,
 		Author:       gitrepo.Signature{Name: *name, Email: *email},
 		Log:          log,
@@ -88,20 +99,29 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	return nil
 }
 
-// replicas returns a client for each address of the resolver. The token is read anew, so that it may be rotated.
-func replicas(ctx context.Context, address, tokenFile string) ([]companion.Replica, error) {
+// resolvers are the clients of the last cycle.
+type resolvers struct {
+	address, tokenFile string
+	clients            []*api.Client
+}
+
+// replicas returns a client for each address of the resolver, in place of those that it returned before. The token is
+// read anew, so that it may be rotated.
+func (r *resolvers) replicas(ctx context.Context) ([]companion.Replica, error) {
+	r.close()
 	var token string
-	if tokenFile != "" {
-		tokens, err := secret(tokenFile)
+	if r.tokenFile != "" {
+		tokens, err := secret("resolver-token-file", r.tokenFile)
 		if err != nil {
 			return nil, err
 		}
 		token, _, _ = strings.Cut(tokens, "\n")
 	}
-	clients, err := api.Replicas(ctx, address, strings.TrimSpace(token))
+	clients, err := api.Replicas(ctx, r.address, strings.TrimSpace(token))
 	if err != nil {
 		return nil, err
 	}
+	r.clients = clients
 	out := make([]companion.Replica, len(clients))
 	for i, c := range clients {
 		out[i] = c
@@ -109,60 +129,87 @@ func replicas(ctx context.Context, address, tokenFile string) ([]companion.Repli
 	return out, nil
 }
 
+func (r *resolvers) close() {
+	for _, c := range r.clients {
+		c.Close()
+	}
+	r.clients = nil
+}
+
 func open(specs []string, auth gitrepo.Auth) ([]companion.Repository, error) {
 	var out []companion.Repository
+	var hosts []string
 	for _, spec := range specs {
-		url, branch := splitBranch(spec)
-		remote, err := gitrepo.Open(url, auth)
+		repo, branch, restricted := splitBranch(spec)
+		remote, err := gitrepo.Open(repo, auth)
 		if err != nil {
 			return nil, fmt.Errorf("--repo: %w", err)
 		}
-		out = append(out, companion.Repository{Remote: remote, URL: url, Branch: branch})
+		if restricted && (branch == "" || branch == "HEAD") {
+			return nil, cli.Usage("name a branch after the @, or leave it out to write to every branch that an Application follows",
+				"--repo: no branch after %s@", remote)
+		}
+		if u, err := url.Parse(repo); err == nil && u.Scheme == "https" {
+			hosts = append(hosts, strings.ToLower(u.Host))
+		}
+		out = append(out, companion.Repository{Remote: remote, URL: repo, Branch: branch})
+	}
+	slices.Sort(hosts)
+	if hosts = slices.Compact(hosts); len(hosts) > 1 && (auth.Password != "" || auth.Token != "") {
+		return nil, cli.Usage("run a companion for each host",
+			"--repo: one password or token would be sent to several hosts: %s", strings.Join(hosts, ", "))
 	}
 	return out, nil
 }
 
-// splitBranch cuts "@branch" off; an @ before the path is a user name's.
-func splitBranch(spec string) (url, branch string) {
-	i := strings.LastIndexByte(spec, '@')
-	start := strings.IndexByte(strings.Replace(spec, "://", "   ", 1), '/')
-	if colon := strings.IndexByte(spec, ':'); start < 0 || (!strings.Contains(spec, "://") && colon >= 0) {
-		start = colon // git@host:path
+// splitBranch cuts "@branch" off, and says whether there was one; an @ before the path is a user name's.
+func splitBranch(spec string) (url, branch string, restricted bool) {
+	_, rest, ok := strings.Cut(spec, "://")
+	start := strings.IndexByte(rest, '/')
+	if !ok { // git@host:path
+		rest, start = spec, strings.IndexByte(spec, ':')
 	}
-	if i < 0 || i < start {
-		return spec, ""
+	i := strings.LastIndexByte(rest, '@')
+	if start < 0 || i < start {
+		return spec, "", false
 	}
-	return spec[:i], spec[i+1:]
+	i += len(spec) - len(rest)
+	return spec[:i], strings.TrimPrefix(spec[i+1:], "refs/heads/"), true
 }
 
 type credentials struct {
 	username, passwordFile, tokenFile, keyFile, knownHostsFile, caFile string
 }
 
-func (c credentials) read() (a gitrepo.Auth, err error) {
-	a.Username = c.username
-	var problems []error
-	read := func(file string) string {
-		if file == "" {
+func (c credentials) read() (gitrepo.Auth, error) {
+	var problem error // the first; the next start shows the next
+	read := func(flag, file string) string {
+		if file == "" || problem != nil {
 			return ""
 		}
-		s, err := secret(file)
-		problems = append(problems, err)
+		var s string
+		s, problem = secret(flag, file)
 		return s
 	}
-	a.Password = read(c.passwordFile)
-	a.Token = read(c.tokenFile)
-	a.SSHKey = []byte(read(c.keyFile))
-	a.KnownHosts = []byte(read(c.knownHostsFile))
-	a.CA = []byte(read(c.caFile))
-	return a, errors.Join(problems...)
+	return gitrepo.Auth{
+		Username:   c.username,
+		Password:   read("git-password-file", c.passwordFile),
+		Token:      read("git-token-file", c.tokenFile),
+		SSHKey:     []byte(read("ssh-key-file", c.keyFile)),
+		KnownHosts: []byte(read("ssh-known-hosts-file", c.knownHostsFile)),
+		CA:         []byte(read("git-ca-file", c.caFile)),
+	}, problem
 }
 
 // secret reads a file without the line break that editors and kubectl leave at its end.
-func secret(file string) (string, error) {
+func secret(flag, file string) (string, error) {
 	data, err := os.ReadFile(file)
-	if err != nil {
-		return "", fault.New("mount the secret there, readable for this user", "%w", err)
+	s := strings.TrimRight(string(data), "\r\n")
+	if err == nil && s == "" {
+		err = fmt.Errorf("%s is empty", file)
 	}
-	return strings.TrimRight(string(data), "\r\n"), nil
+	if err != nil {
+		return "", fault.New("mount the secret there, readable for this user", "--%s: %w", flag, err)
+	}
+	return s, nil
 }

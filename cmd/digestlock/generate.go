@@ -10,6 +10,7 @@ import (
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cli"
 	"github.com/digestlock/digestlock/internal/daemon"
+	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
 	"github.com/digestlock/digestlock/internal/registry"
@@ -51,7 +52,7 @@ func generate(ctx context.Context, env cli.Env, args []string) error {
 		flags.Func(p.Name, fmt.Sprintf("%s (default %s)", p.Tooltip, p.Default), func(v string) error { return p.Set(&settings, v) })
 	}
 	server := flags.String("server", defaultServer, "resolver: unix:///path or http(s)://host:port; empty asks the registries directly")
-	tokenFile := flags.String("token-file", "", "file with the bearer token for a resolver over http")
+	tokenFile := flags.String("server-token-file", "", "file with the bearer token for a resolver over http")
 	insecure := flags.StringSlice("insecure-registry", nil, "host[:port] that may be asked over plain http, with --server=\"\"")
 	timeout := flags.Duration("timeout", defaultTimeout, "give up after this long; keep it below Argo CD's own limit of 60s")
 	rest, err := flags.Parse(env, args, 1)
@@ -69,16 +70,16 @@ func generate(ctx context.Context, env cli.Env, args []string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, *timeout, fmt.Errorf("no result within --timeout=%v", *timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, *timeout, fault.New("see what took so long in front of this; --timeout must stay below Argo CD's own limit", "no result within --timeout=%v", *timeout))
 	defer cancel()
-	manifests, sum, err := plugin.Generate(ctx, dir, settings, plugin.Source(env.Getenv), resolver)
+	res, err := plugin.Render{Dir: dir, Settings: settings, Source: plugin.Source(env.Getenv), Resolver: resolver}.Generate(ctx)
 	if err != nil {
 		return err
 	}
-	if _, err := env.Stdout.Write(manifests); err != nil {
-		return fmt.Errorf("write manifests: %w", err)
+	if _, err := env.Stdout.Write(res.Manifests); err != nil {
+		return fault.New("the reader of stdout went away, or its disk is full", "write manifests: %w", err)
 	}
-	_, _ = fmt.Fprintf(env.Stderr, "digestlock: %v in %v\n", sum, time.Since(start).Round(time.Millisecond))
+	_, _ = fmt.Fprintf(env.Stderr, "digestlock: %v in %v\n", res.Summary, time.Since(start).Round(time.Millisecond))
 	return nil
 }
 
@@ -114,7 +115,7 @@ func readToken(file string) (string, error) {
 	}
 	tokens, err := daemon.Tokens(file)
 	if err != nil {
-		return "", fmt.Errorf("--token-file: %w", err)
+		return "", fmt.Errorf("--server-token-file: %w", err)
 	}
 	return tokens[0], nil
 }

@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -39,7 +39,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	tokenFile := flags.String("token-file", "", "file with bearer tokens, one a line, read again for each request; without it /v1/pins and /flush are closed")
 	stateDir := flags.String("state-dir", "/var/lib/digestlock", "directory for the ledger")
 	ttl := flags.Duration("ttl", time.Minute, "use an answer this long without asking the registry again")
-	stale := flags.Duration("stale-if-error", 24*time.Hour, "use an answer this long when the registry cannot be asked")
+	stale := flags.Duration("stale-if-error", 24*time.Hour, "use an answer this long when the registry cannot be asked; 0 is never")
 	size := flags.Int("cache-size", 10_000, "references to remember")
 	timeout := flags.Duration("lookup-timeout", 10*time.Second, "give a registry this long for one reference")
 	insecure := flags.StringSlice("insecure-registry", nil, "host[:port] that may be asked over plain http (repeatable)")
@@ -47,6 +47,16 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	flags.TextVar(&level, "log-level", level, "`level`: debug, info, warn or error")
 	if _, err := flags.Parse(env, args, 0); err != nil {
 		return err
+	}
+	for name, bad := range map[string]bool{
+		"ttl": *ttl <= 0, "cache-size": *size <= 0, "lookup-timeout": *timeout <= 0, "stale-if-error": *stale < 0,
+	} {
+		if bad {
+			return cli.Usage("see \"digestlock serve --help\"", "--%s is out of range", name)
+		}
+	}
+	if *stale == 0 {
+		*stale = -1 // to the cache, 0 is the default
 	}
 	log := slog.New(slog.NewJSONHandler(env.Stderr, &slog.HandlerOptions{Level: level}))
 	if *tokenFile != "" {
@@ -93,6 +103,29 @@ func address(l net.Listener) string {
 	return l.Addr().String()
 }
 
+// removeDead removes a socket that nobody listens on any more.
+func removeDead(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil && info.Mode().Type() != fs.ModeSocket {
+		err = errors.New("there is something else of that name")
+	}
+	if err != nil {
+		return fault.New("give --socket a path of its own", "socket %s: %w", path, err)
+	}
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		_ = c.Close()
+		return fault.New("stop the other process, or give this one its own --socket", "socket %s: another resolver answers there", path)
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return os.Remove(path)
+	}
+	return nil // Listen says what is wrong
+}
+
 // listenUnix listens on a socket that the pod's user and group may use. A socket that a killed process left behind is
 // replaced; one that answers is not.
 func listenUnix(path string) (net.Listener, error) {
@@ -102,13 +135,8 @@ func listenUnix(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return nil, fault.New("mount a volume there that the plugin's container mounts too", "socket: %w", err)
 	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		_ = c.Close()
-		return nil, fault.New("stop the other process, or give this one its own --socket", "socket %s: another resolver answers there", path)
-	} else if errors.Is(err, syscall.ECONNREFUSED) {
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("remove dead socket: %w", err)
-		}
+	if err := removeDead(path); err != nil {
+		return nil, err
 	}
 	l, err := net.Listen("unix", path)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/digestlock/digestlock/internal/lock"
 )
 
-// MaxBody bounds every request and response body, in bytes.
+// MaxBody bounds a request's body, in bytes.
 const MaxBody = 16 << 20
 
 // ResolveRequest asks for the digests of Images. With a Source it is the report of a render as well: once all Images

@@ -28,6 +28,9 @@ type Client struct {
 	http  *http.Client
 }
 
+// maxAnswer bounds what a resolver may answer, in bytes: the ledger of some hundred thousand sources.
+const maxAnswer = 256 << 20
+
 // dialTimeout bounds the connection to a resolver, which is next door: another container of the pod, or the cluster.
 const dialTimeout = 3 * time.Second
 
@@ -59,11 +62,14 @@ func Replicas(ctx context.Context, address, token string) ([]*Client, error) {
 	return clients, nil
 }
 
+// errAddress does not repeat the address: somebody may have put a password into it.
+var errAddress = errors.New("the resolver's address is neither unix:///path nor http(s)://host:port")
+
 // newClient connects to ip, where given, whatever the host in address resolves to.
 func newClient(name, address, ip, token string) (*Client, error) {
 	u, err := url.Parse(address)
 	if err != nil {
-		return nil, fmt.Errorf("resolver address: %w", err)
+		return nil, errAddress
 	}
 	base := strings.TrimSuffix(address, "/")
 	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -80,7 +86,7 @@ func newClient(name, address, ip, token string) (*Client, error) {
 		}
 	case (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && u.User == nil:
 	default:
-		return nil, fmt.Errorf("resolver address %q is neither unix:///path nor http(s)://host:port", address)
+		return nil, errAddress
 	}
 	return &Client{name: name, base: base, token: token, http: &http.Client{
 		Transport:     &http.Transport{DialContext: dial},
@@ -143,9 +149,12 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		return c.unreachable(ctx, err)
 	}
 	defer func() { _ = res.Body.Close() }()
-	data, err := io.ReadAll(io.LimitReader(res.Body, MaxBody))
+	data, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	if err != nil {
 		return c.unreachable(ctx, err)
+	}
+	if len(data) > maxAnswer {
+		return fmt.Errorf("resolver %s: an answer of more than %d bytes", c.name, maxAnswer)
 	}
 	if res.StatusCode != http.StatusOK {
 		return c.refused(res.StatusCode, data)

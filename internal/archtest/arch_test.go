@@ -19,7 +19,10 @@ var ours = map[string][]string{
 	"cmd/digestlock":           {"internal/api", "internal/cache", "internal/cli", "internal/daemon", "internal/demo", "internal/fault", "internal/image", "internal/lock", "internal/registry", "internal/render", "plugin"},
 	"cmd/digestlock-companion": {"internal/api", "internal/cli", "internal/companion", "internal/fault", "internal/gitrepo"},
 
-	"plugin":             {"internal/fault", "internal/image", "internal/lock", "internal/pin", "internal/render"},
+	"bench":       {"examples", "internal/cli", "internal/image", "internal/lock", "internal/pin", "internal/registrytest", "internal/render"},
+	"bench/plain": {"internal/render"},
+
+	"plugin":             {"internal/checkout", "internal/fault", "internal/image", "internal/lock", "internal/pin", "internal/render"},
 	"internal/companion": {"internal/fault", "internal/gitrepo", "internal/image", "internal/lock"},
 	"internal/daemon":    {"internal/api", "internal/cache", "internal/fault", "internal/image", "internal/lock"},
 	"internal/demo":      {"examples", "internal/api", "internal/companion", "internal/gitrepo", "internal/gitserver", "internal/registrytest"},

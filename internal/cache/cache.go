@@ -31,7 +31,7 @@ type Options struct {
 	Size         int           // references remembered; default 10,000
 	TTL          time.Duration // an answer is used without asking again; default 60 s
 	NegativeTTL  time.Duration // the same for "not found" and "unauthorized"; default 10 s
-	StaleIfError time.Duration // an answer is used when asking again fails; default 24 h
+	StaleIfError time.Duration // an answer is used when asking again fails; default 24 h, negative for never
 	Timeout      time.Duration // one lookup, all of a registry's references together; default 15 s
 	Registerer   prometheus.Registerer
 }
@@ -97,7 +97,7 @@ func New(backend Resolver, o Options) *Cache {
 }
 
 func orDefault[T int | time.Duration](v, d T) T {
-	if v <= 0 {
+	if v == 0 {
 		return d
 	}
 	return v
@@ -243,15 +243,30 @@ func (c *Cache) wait(ctx context.Context, f *flight) image.Resolution {
 	return f.result
 }
 
-// Flush forgets what is known about ref, asks again and returns both: Old is the digest known before, or "". With
-// every set, all remembered tags of ref's repository are flushed, in the order of their references. Lookups that were
-// under way cannot bring the old digest back. An answer that cannot be had is in the Resolution's Err, and the
-// reference stays forgotten.
-func (c *Cache) Flush(ctx context.Context, ref image.Ref, every bool) []Flushed {
-	refs := []image.Ref{ref}
+// Target is what to flush: one reference, or all remembered tags of its repository.
+type Target struct {
+	image.Ref
+	EveryTag bool
+}
+
+// Flushed is what a flush did to one reference.
+type Flushed struct {
+	image.Resolution
+	Old string // the digest known before, or ""
+}
+
+// Flush forgets what is known about the targets, then asks again for all of them at once, and returns both answers
+// for each reference, in the order of the targets. Look-ups that were under way cannot bring the old digest back. An
+// answer that cannot be had is in the Resolution's Err, and the reference stays forgotten: no stale answer is used.
+func (c *Cache) Flush(ctx context.Context, targets []Target) []Flushed {
+	var refs []image.Ref
 	c.mu.Lock()
-	if every {
-		refs = c.tags(ref)
+	for _, t := range targets {
+		if t.EveryTag {
+			refs = append(refs, c.tags(t.Ref)...)
+		} else {
+			refs = append(refs, t.Ref)
+		}
 	}
 	out := make([]Flushed, len(refs))
 	for i, r := range refs {
@@ -270,12 +285,6 @@ func (c *Cache) Flush(ctx context.Context, ref image.Ref, every bool) []Flushed 
 		out[i].Resolution = r
 	}
 	return out
-}
-
-// Flushed is what a flush did to one reference.
-type Flushed struct {
-	image.Resolution
-	Old string
 }
 
 // tags returns every reference to ref's repository that is remembered or being looked up, sorted. The caller holds mu.

@@ -127,23 +127,10 @@ func NewFlags(command, usage string) *Flags {
 	return f
 }
 
-// Parse reads the environment, then args, which win, and returns the remaining arguments: at most maxArgs.
+// Parse reads args, then the environment for flags that args do not give, and returns the remaining arguments: at most maxArgs.
 func (f *Flags) Parse(env Env, args []string, maxArgs int) ([]string, error) {
 	hint := fmt.Sprintf("see \"%s --help\"", f.command)
 	f.SetOutput(io.Discard)
-	var fromEnv error
-	f.VisitAll(func(fl *pflag.Flag) {
-		v, ok := env.Lookup(EnvName(fl.Name))
-		if !ok || fromEnv != nil {
-			return
-		}
-		if err := f.Set(fl.Name, v); err != nil {
-			fromEnv = Usage(hint, "environment variable %s: %w", EnvName(fl.Name), err)
-		}
-	})
-	if fromEnv != nil {
-		return nil, fromEnv
-	}
 	err := f.FlagSet.Parse(args)
 	if errors.Is(err, pflag.ErrHelp) {
 		_, _ = fmt.Fprintf(env.Stdout, "Usage: %s %s\n\nFlags:\n%s", f.command, f.usage, f.FlagUsages())
@@ -151,6 +138,18 @@ func (f *Flags) Parse(env Env, args []string, maxArgs int) ([]string, error) {
 	}
 	if err != nil {
 		return nil, Usage(hint, "%w", err)
+	}
+	f.VisitAll(func(fl *pflag.Flag) {
+		v, ok := env.Lookup(EnvName(fl.Name))
+		if !ok || fl.Changed || err != nil {
+			return
+		}
+		if bad := f.Set(fl.Name, v); bad != nil {
+			err = Usage(hint, "environment variable %s: %w", EnvName(fl.Name), bad)
+		}
+	})
+	if err != nil {
+		return nil, err
 	}
 	if f.NArg() > maxArgs {
 		return nil, Usage(hint, "unexpected argument %q", f.Arg(maxArgs))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
@@ -63,10 +64,11 @@ func short(digest string) string {
 	return algorithm + ":" + hex[:min(shortDigest, len(hex))] + "…"
 }
 
-// oneLine keeps line breaks and control characters out of a commit message: whoever renders names applications and paths.
+// oneLine keeps line breaks, and whatever else does not show as it is, out of a commit message: whoever renders names
+// applications and paths.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"path"
 	"slices"
@@ -14,7 +15,6 @@ import (
 
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/gitrepo"
-	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
 )
 
@@ -22,66 +22,68 @@ import (
 // coordination needed 167 attempts for 40 commits, a handful each (measured).
 const pushAttempts = 10
 
-// update brings one branch up to date. Where the branch moves in between, what to write is worked out anew on the new
-// tip: a commit is applied again, never rebased.
-func (c *Companion) update(ctx context.Context, t *target, replicas []Replica) (*Commit, error) {
-	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+// updater brings one branch up to date, in as many attempts as that takes.
+type updater struct {
+	c      *Companion
+	target *target
+	looks  *looks
+
+	commit   *Commit // nil when there was nothing to do
+	problems []error // of the last attempt
+}
+
+// run sets commit and problems. Where the branch moves in between, what to write is worked out anew on the new tip: a
+// commit is applied again, never rebased.
+func (u *updater) run(ctx context.Context) {
+	ctx, cancel := context.WithTimeoutCause(ctx, updateTimeout, fmt.Errorf("not done within %v", updateTimeout))
 	defer cancel()
-	log := c.o.Log.With("repository", t.repository.URL, "revision", t.revision)
-	u := &updater{c: c, target: t, replicas: replicas, seen: map[string]lock.Pin{}}
-	commit, err := backoff.Retry(ctx, func() (*Commit, error) {
-		commit, err := u.attempt(ctx)
+	log := u.c.o.Log.With("repository", u.target.repository.URL, "branch", u.target.branch)
+	tip := u.target.tip
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		var err error
+		if tip == nil {
+			tip, err = u.target.repository.Remote.Read(ctx, u.target.branch)
+		}
+		if err == nil {
+			err = u.attempt(ctx, tip)
+		}
 		if errors.Is(err, gitrepo.ErrMoved) {
 			log.Info("branch moved, applying again")
-			return nil, err
+			tip = nil
+			return struct{}{}, err
 		}
 		if err != nil {
-			return nil, backoff.Permanent(err)
+			return struct{}{}, backoff.Permanent(err)
 		}
-		return commit, nil
+		return struct{}{}, nil
 	}, backoff.WithMaxTries(pushAttempts), backoff.WithBackOff(&backoff.ExponentialBackOff{
 		InitialInterval: 50 * time.Millisecond, RandomizationFactor: 0.9, Multiplier: 1.6, MaxInterval: 2 * time.Second,
 	}))
 	switch {
 	case errors.Is(err, gitrepo.ErrBranch):
-		log.Info("target revision is not a branch, nothing to write there")
-		return nil, nil
+		log.Info("branch is gone, nothing to write")
 	case err != nil:
-		u.skipped = append(u.skipped, fmt.Errorf("%s@%s: %w", t.repository.URL, t.revision, err))
-	case commit != nil:
-		subject, _, _ := strings.Cut(commit.Message, "\n")
-		log.Info("committed", "branch", commit.Branch, "commit", commit.Hash, "subject", subject)
+		u.problems = append(u.problems, fmt.Errorf("branch %s: %w", u.target.branch, err))
+	case u.commit != nil:
+		subject, _, _ := strings.Cut(u.commit.Message, "\n")
+		log.Info("committed", "commit", u.commit.Hash, "subject", subject)
 	}
-	return commit, errors.Join(u.skipped...)
 }
 
-// updater is the work on one branch over all its attempts.
-type updater struct {
-	c        *Companion
-	target   *target
-	replicas []Replica
-	seen     map[string]lock.Pin // looks at the registries, taken once for all attempts
-	skipped  []error             // what stood in the way of single paths at the last attempt
-}
-
-// attempt works out the commit for the branch as it is now and pushes it. A nil commit means nothing to do. It returns
-// what [gitrepo.Remote.Read] and [gitrepo.Snapshot.Push] return.
-func (u *updater) attempt(ctx context.Context) (*Commit, error) {
-	u.skipped = nil
-	snapshot, err := u.target.repository.Remote.Read(ctx, u.target.revision)
+// attempt works out the commit on top of tip and pushes it. It returns what [gitrepo.Snapshot.Files] and
+// [gitrepo.Snapshot.Push] return.
+func (u *updater) attempt(ctx context.Context, tip *gitrepo.Snapshot) error {
+	u.problems = nil
+	locks, err := u.read(ctx, tip)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	locks, err := u.read(ctx, snapshot)
-	if err != nil {
-		return nil, err
-	}
-	u.look(ctx, locks)
-	change := gitrepo.Change{Files: map[string][]byte{}, Author: u.c.o.Author, Committer: u.c.o.Author, When: time.Now()}
+	seen := u.looks.at(ctx, u.images(locks))
+	change := gitrepo.Change{Files: map[string][]byte{}, Author: u.c.o.Author, When: time.Now()}
 	var moves []move
 	for _, dir := range slices.Sorted(maps.Keys(locks)) {
 		o := u.target.paths[dir]
-		next := lock.Merge(locks[dir], u.observed(locks[dir], o))
+		next := lock.Merge(locks[dir], observed(locks[dir], o, seen))
 		changes := lock.Diff(locks[dir], next)
 		if len(changes) == 0 {
 			continue
@@ -92,69 +94,80 @@ func (u *updater) attempt(ctx context.Context) (*Commit, error) {
 		}
 	}
 	if len(moves) == 0 {
-		return nil, nil
+		return nil
 	}
 	change.Message = message(moves)
-	hash, err := snapshot.Push(ctx, change)
-	if errors.Is(err, gitrepo.ErrNoChange) {
-		return nil, nil
-	}
+	hash, err := tip.Push(ctx, change)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &Commit{Repository: u.target.repository.URL, Branch: snapshot.Branch(), Hash: hash, Message: change.Message}, nil
+	u.commit = &Commit{Repository: u.target.repository.URL, Branch: tip.Branch(), Hash: hash, Message: change.Message}
+	return nil
 }
 
 // read returns the lock of each path, nil where there is none yet. A path that may not be written, or whose lock a
-// person broke, is skipped and left as it is.
-func (u *updater) read(ctx context.Context, s *gitrepo.Snapshot) (map[string]*lock.Document, error) {
-	var files []string
-	var dirs []string
-	for _, dir := range slices.Sorted(maps.Keys(u.target.paths)) {
-		if err := holdsKustomization(s, dir); err != nil {
-			u.skip(dir, err)
-			continue
+// person broke, is a problem of its own and left as it is.
+func (u *updater) read(ctx context.Context, tip *gitrepo.Snapshot) (map[string]*lock.Document, error) {
+	locks := map[string]*lock.Document{}
+	dirs := map[string]string{} // by lock file
+	for dir := range u.target.paths {
+		switch err := holdsKustomization(tip, dir); {
+		case err != nil && gone(tip, dir): // a ledger remembers what was rendered there before
+			u.c.o.Log.Info("path is gone, nothing to write", "repository", u.target.repository.URL, "branch", u.target.branch, "path", dir)
+		case err != nil:
+			u.leave(err)
+		default:
+			dirs[lockFile(dir)] = dir
 		}
-		dirs = append(dirs, dir)
-		files = append(files, lockFile(dir))
 	}
-	all, err := s.Files(ctx, files)
-	if err != nil && !errors.Is(err, gitrepo.ErrNotRegular) {
+	data, err := u.files(ctx, tip, dirs)
+	if err != nil {
 		return nil, err
 	}
-	locks := map[string]*lock.Document{}
-	for i, dir := range dirs {
-		found := all
-		if err != nil { // one of them is a link: find out which
-			one, err := s.Files(ctx, files[i:i+1])
-			if err != nil {
-				u.skip(dir, err)
-				continue
-			}
-			found = one
-		}
-		data, ok := found[files[i]]
+	for _, file := range slices.Sorted(maps.Keys(dirs)) {
+		content, ok := data[file]
 		if !ok {
-			locks[dir] = nil
+			locks[dirs[file]] = nil
 			continue
 		}
-		doc, err := lock.Parse(files[i], data)
+		doc, err := lock.Parse(file, content)
 		if err != nil {
-			u.skip(dir, err)
+			u.leave(err)
 			continue
 		}
-		locks[dir] = doc
+		locks[dirs[file]] = doc
 	}
 	return locks, nil
 }
 
-func (u *updater) skip(dir string, err error) {
-	u.skipped = append(u.skipped, fmt.Errorf("%s@%s, path %s: %w", u.target.repository.URL, u.target.revision, dir, err))
+// files reads the locks that exist. It takes those that cannot be one out of dirs.
+func (u *updater) files(ctx context.Context, tip *gitrepo.Snapshot, dirs map[string]string) (map[string][]byte, error) {
+	for {
+		data, err := tip.Files(ctx, slices.Sorted(maps.Keys(dirs)))
+		bad, ok := errors.AsType[*fs.PathError](err)
+		if !ok || dirs[bad.Path] == "" {
+			return data, err
+		}
+		delete(dirs, bad.Path)
+		u.leave(fault.New("put a regular file there, or delete it and let the companion write it anew", "%s: %w", bad.Path, bad.Err))
+	}
+}
+
+// leave notes why a path is left as it is.
+func (u *updater) leave(err error) {
+	u.problems = append(u.problems, fmt.Errorf("%s@%s: %w", u.target.repository.URL, u.target.branch, err))
 }
 
 // holdsKustomization refuses a path that is no overlay: whoever renders also names the path.
-func holdsKustomization(s *gitrepo.Snapshot, dir string) error {
-	names, err := s.Names(clean(dir))
+func holdsKustomization(tip *gitrepo.Snapshot, dir string) error {
+	const hint = "a lock is written only beside a kustomization, in a directory of the repository"
+	if !fs.ValidPath(dir) {
+		return fault.New(hint, "path %q leads out of the repository", dir)
+	}
+	names, err := tip.Names(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.New(hint, "path %q is not a directory", dir)
+	}
 	if err != nil {
 		return err
 	}
@@ -163,84 +176,54 @@ func holdsKustomization(s *gitrepo.Snapshot, dir string) error {
 			return nil
 		}
 	}
-	return fault.New("a lock is written only beside a kustomization", "no kustomization in %q", dir)
+	return fault.New(hint, "no kustomization in %q", dir)
 }
 
-// clean turns Argo CD's spelling of a path ("./", "a/b/") into Git's. What escapes the repository is left for gitrepo
-// to refuse.
-func clean(dir string) string { return path.Clean(strings.TrimLeft(dir, "/")) }
-
-func lockFile(dir string) string { return path.Join(clean(dir), lock.FileName) }
-
-// look asks the resolvers where the tags stand that the locks and the renders name, unless it did so for an earlier
-// attempt. Of several replicas' looks the newest counts. An image that cannot be resolved keeps its pin.
-func (u *updater) look(ctx context.Context, locks map[string]*lock.Document) {
-	refs := u.unseen(locks)
-	if len(refs) == 0 {
-		return
+// gone reports whether the repository has nothing at dir, not even something else.
+func gone(tip *gitrepo.Snapshot, dir string) bool {
+	if dir == "." || !fs.ValidPath(dir) {
+		return false
 	}
-	failed := map[string]error{}
-	for _, r := range u.replicas {
-		results, err := r.Resolve(ctx, nil, nil, refs)
-		if err != nil {
-			u.skipped = append(u.skipped, err)
-			continue
-		}
-		for _, res := range results {
-			key := res.Ref.String()
-			switch {
-			case res.Err != nil:
-				failed[key] = res.Err
-			case res.At.After(u.seen[key].ResolvedAt):
-				u.seen[key] = lock.Pin{Image: key, Digest: res.Digest, ResolvedAt: res.At}
-			}
-		}
+	names, err := tip.Names(path.Dir(dir))
+	if err != nil {
+		return gone(tip, path.Dir(dir))
 	}
-	for _, key := range slices.Sorted(maps.Keys(failed)) {
-		if _, ok := u.seen[key]; !ok {
-			u.c.o.Log.Warn("image not resolved, its pin stays", "image", key, "error", failed[key])
-		}
-	}
+	return !slices.Contains(names, path.Base(dir))
 }
 
-func (u *updater) unseen(locks map[string]*lock.Document) []image.Ref {
-	wanted := map[string]image.Ref{}
-	add := func(pins []lock.Pin) {
-		for _, p := range pins {
-			if _, ok := u.seen[p.Image]; ok {
-				continue
-			}
-			if ref, err := image.Parse(p.Image); err == nil { // a lock has no others, a ledger is not ours to trust
-				wanted[p.Image] = ref
-			}
-		}
-	}
+func lockFile(dir string) string { return path.Join(dir, lock.FileName) }
+
+// images returns what the locks track and what is rendered beside them.
+func (u *updater) images(locks map[string]*lock.Document) map[string]bool {
+	images := map[string]bool{}
 	for dir, doc := range locks {
-		add(u.target.paths[dir].pins)
+		for _, p := range u.target.paths[dir].pins {
+			images[p.Image] = true
+		}
 		if doc != nil {
-			add(doc.Pins)
+			for _, p := range doc.Pins {
+				images[p.Image] = true
+			}
 		}
 	}
-	refs := make([]image.Ref, 0, len(wanted))
-	for _, k := range slices.Sorted(maps.Keys(wanted)) {
-		refs = append(refs, wanted[k])
-	}
-	return refs
+	return images
 }
 
-// observed returns the newest look at each image of a path: of those that its lock tracks, and those rendered there.
-func (u *updater) observed(doc *lock.Document, o *observation) []lock.Pin {
-	pins := slices.Clone(o.pins)
+// observed returns what a path's lock is to learn: the newest look at each of its images, and at those rendered there
+// that it lacks. Only a look at the registry moves a pin. What a ledger says of an image that the lock has comes from
+// the lock of the commit that was rendered, which may be anybody's, and dated as they please.
+func observed(doc *lock.Document, o *observation, seen []lock.Pin) []lock.Pin {
+	var pins []lock.Pin
+	rendered := map[string]bool{}
 	for _, p := range o.pins {
-		if s, ok := u.seen[p.Image]; ok {
-			pins = append(pins, s)
+		rendered[p.Image] = true
+		if _, locked := doc.Find(p.Image); !locked {
+			pins = append(pins, p)
 		}
 	}
-	if doc != nil {
-		for _, p := range doc.Pins {
-			if s, ok := u.seen[p.Image]; ok {
-				pins = append(pins, s)
-			}
+	for _, p := range seen {
+		if _, locked := doc.Find(p.Image); locked || rendered[p.Image] {
+			pins = append(pins, p)
 		}
 	}
 	return newestPins(pins)

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/lock"
@@ -26,10 +27,19 @@ type Ledger struct {
 
 	mu      sync.Mutex // also serialises the writes, so that the newest document is the one on disk
 	entries map[string]lock.Document
-	unsaved map[string]bool // entries newer than their file
+	saved   map[string]lock.Document // what is on disk
+	swept   time.Time                // when forget last looked
 }
 
 const (
+	// retention is how long a source is remembered that is not rendered any more. Argo CD renders a live Application
+	// at least once a day, when its manifest cache expires (measured, v3.5.7: 24 h).
+	retention = 7 * 24 * time.Hour
+	// refresh is how old the time of the last render may be on disk: a render that says nothing new costs no write.
+	refresh = time.Hour
+	// maxSources bounds the ledger; the source that was not rendered for the longest time makes room.
+	maxSources = 20_000
+
 	entrySuffix = ".yaml"
 	tempPattern = ".new-*" // never ends in entrySuffix
 )
@@ -41,7 +51,7 @@ func OpenLedger(dir string, log *slog.Logger) (*Ledger, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fault.New(hint, "state directory: %w", err)
 	}
-	l := &Ledger{dir: dir, entries: map[string]lock.Document{}, unsaved: map[string]bool{}}
+	l := &Ledger{dir: dir, entries: map[string]lock.Document{}, saved: map[string]lock.Document{}}
 	if err := l.write("probe", nil); err != nil {
 		return nil, fault.New(hint, "state directory: %w", err)
 	}
@@ -62,7 +72,7 @@ func OpenLedger(dir string, log *slog.Logger) (*Ledger, error) {
 		if err == nil {
 			var doc *lock.Document
 			if doc, err = lock.ParseEntry(f.Name(), data); err == nil {
-				l.entries[key] = *doc
+				l.entries[key], l.saved[key] = *doc, *doc
 				continue
 			}
 		}
@@ -77,17 +87,51 @@ func (l *Ledger) Record(doc lock.Document) error {
 	key := keyOf(doc.Source)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	old, ok := l.entries[key]
 	l.entries[key] = doc
-	if ok && !l.unsaved[key] && old.Source.Revision == doc.Source.Revision && slices.EqualFunc(old.Pins, doc.Pins, samePin) {
-		return nil // rendered again, nothing new: not worth a write
+	l.forget(doc.Source.RenderedAt)
+	if old, ok := l.saved[key]; ok && sameRender(old, doc) {
+		return nil
 	}
+	delete(l.saved, key)
 	if err := l.write(key+entrySuffix, doc.Format()); err != nil {
-		l.unsaved[key] = true
 		return fmt.Errorf("keep pins of %s: %w", doc.Source.Application, err)
 	}
-	delete(l.unsaved, key)
+	l.saved[key] = doc
 	return nil
+}
+
+// sameRender reports whether cur says nothing that is worth a write when old is on disk.
+func sameRender(old, cur lock.Document) bool {
+	return old.Source.Revision == cur.Source.Revision && cur.Source.RenderedAt.Sub(old.Source.RenderedAt) < refresh &&
+		slices.EqualFunc(old.Pins, cur.Pins, samePin)
+}
+
+// forget drops sources that were not rendered for too long, seen from now, and the oldest when there are too many. The
+// caller holds mu.
+func (l *Ledger) forget(now time.Time) {
+	if now.Sub(l.swept) < refresh && len(l.entries) <= maxSources {
+		return
+	}
+	l.swept = now
+	oldest := ""
+	for key, d := range l.entries {
+		switch at := d.Source.RenderedAt; {
+		case now.Sub(at) > retention:
+			l.drop(key)
+		case oldest == "" || at.Before(l.entries[oldest].Source.RenderedAt):
+			oldest = key
+		}
+	}
+	if len(l.entries) > maxSources {
+		l.drop(oldest)
+	}
+}
+
+// drop removes an entry. A file that cannot be removed comes back at the next start, and is dropped again.
+func (l *Ledger) drop(key string) {
+	delete(l.entries, key)
+	delete(l.saved, key)
+	_ = os.Remove(filepath.Join(l.dir, key+entrySuffix))
 }
 
 // samePin compares what a render decided; when it asked is not worth a write.

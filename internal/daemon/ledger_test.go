@@ -105,6 +105,28 @@ func TestLedgerWithoutDisk(t *testing.T) {
 	}
 }
 
+// TestLedgerForgets: what nobody renders any more is not written to for ever.
+func TestLedgerForgets(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	l := openLedger(t, dir)
+	at := func(app string, age time.Duration) lock.Document {
+		d := rendered(app, "r1", d1)
+		d.Source.RenderedAt = t0.Add(age)
+		return d
+	}
+	record(t, l, at("old", 0), at("new", 24*time.Hour), at("old", 2*time.Hour))
+	if got := openLedger(t, dir).Pins(); len(got) != 2 || !got[1].Source.RenderedAt.Equal(t0.Add(2*time.Hour)) {
+		t.Errorf("the time of the last render is not on disk: %+v", got)
+	}
+	record(t, l, at("new", retention+3*time.Hour))
+	for name, pins := range map[string][]lock.Document{"memory": l.Pins(), "disk": openLedger(t, dir).Pins()} {
+		if len(pins) != 1 || pins[0].Source.Application != "new" {
+			t.Errorf("%s: %+v, want only the source that is still rendered", name, pins)
+		}
+	}
+}
+
 func TestLedgerDirectoryUnusable(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "file")

@@ -30,8 +30,11 @@ import (
 )
 
 const (
-	// maxImages bounds one request; an overlay with more distinct mutable images than this is not one.
-	maxImages = 5000
+	// maxImages bounds one request, so that its ledger entry stays below lock.MaxSize. An overlay with more distinct
+	// mutable images than this is not one.
+	maxImages = 1500
+	// maxSkew is how far two clocks may differ. A pin from the future would never move again.
+	maxSkew = 5 * time.Minute
 	// maxField bounds each text of a source. Repository URLs and paths are far shorter.
 	maxField = 4096
 	// drainTime is how long requests under way may take to end once the server was told to stop. Kubernetes kills
@@ -42,7 +45,7 @@ const (
 // Resolver is the cache that the server stands in front of.
 type Resolver interface {
 	Resolve(ctx context.Context, refs []image.Ref) []image.Resolution
-	Flush(ctx context.Context, ref image.Ref, every bool) []cache.Flushed
+	Flush(ctx context.Context, targets []cache.Target) []cache.Flushed
 }
 
 // Options are what a Server is made of.
@@ -178,18 +181,18 @@ func check(req api.ResolveRequest) ([]image.Ref, error) {
 	}
 	refs := make([]image.Ref, len(req.Images))
 	for i, text := range req.Images {
-		ref, err := fullReference(text)
+		ref, err := image.ParseFull(text)
 		if err != nil {
 			return nil, err
 		}
 		refs[i] = ref
 	}
 	for _, p := range req.Locked {
-		if _, err := fullReference(p.Image); err != nil {
+		if err := p.Check(); err != nil {
 			return nil, err
 		}
-		if !image.IsDigest(p.Digest) {
-			return nil, fmt.Errorf("image %s: %q is not a digest", p.Image, p.Digest)
+		if p.ResolvedAt.After(time.Now().Add(maxSkew)) {
+			return nil, fmt.Errorf("image %s: resolvedAt %v lies in the future", p.Image, p.ResolvedAt)
 		}
 	}
 	if req.Source != nil {
@@ -200,14 +203,6 @@ func check(req api.ResolveRequest) ([]image.Ref, error) {
 		}
 	}
 	return refs, nil
-}
-
-func fullReference(text string) (image.Ref, error) {
-	ref, err := image.Parse(text)
-	if err == nil && (ref.Digest != "" || ref.String() != text) {
-		err = fmt.Errorf("image %q is not a full reference with a tag", text)
-	}
-	return ref, err
 }
 
 // record keeps the pins of a complete render. A render with an image that could not be resolved is not complete, and
@@ -249,7 +244,7 @@ func (s *Server) flush() http.Handler {
 			return
 		}
 		res := api.FlushResponse{Flushed: []api.Flushed{}}
-		refs := make([]image.Ref, len(images))
+		targets := make([]cache.Target, len(images))
 		for i, text := range images {
 			ref, err := image.Parse(text)
 			if err == nil && ref.Digest != "" {
@@ -259,17 +254,14 @@ func (s *Server) flush() http.Handler {
 				s.refuse(w, http.StatusBadRequest, &fault.Error{Err: err, Hint: hint})
 				return
 			}
-			refs[i] = ref
+			targets[i] = cache.Target{Ref: ref, EveryTag: !strings.HasSuffix(text, ":"+ref.Tag)}
 		}
-		for i, ref := range refs {
-			every := !strings.HasSuffix(images[i], ":"+ref.Tag)
-			for _, f := range s.o.Resolver.Flush(r.Context(), ref, every) {
-				s.flushes.Inc()
-				s.logFlush(f)
-				res.Flushed = append(res.Flushed, api.Flushed{
-					Image: f.Ref.String(), Old: f.Old, New: f.Digest, Error: api.ToProblem(f.Err),
-				})
-			}
+		for _, f := range s.o.Resolver.Flush(r.Context(), targets) {
+			s.flushes.Inc()
+			s.logFlush(f)
+			res.Flushed = append(res.Flushed, api.Flushed{
+				Image: f.Ref.String(), Old: f.Old, New: f.Digest, Error: api.ToProblem(f.Err),
+			})
 		}
 		answer(w, res)
 	})
@@ -313,13 +305,23 @@ func equal(a, b string) bool {
 	return subtle.ConstantTimeCompare(x[:], y[:]) == 1
 }
 
-// Tokens reads a token file: one token a line, empty lines skipped, at least one token.
+// Tokens reads a token file: one token a line, at least one. Empty lines and lines that begin with # do not count.
 func Tokens(file string) ([]string, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	tokens := strings.Fields(string(data))
+	var tokens []string
+	for i, line := range strings.Split(string(data), "\n") {
+		token := strings.TrimSpace(line)
+		if token == "" || strings.HasPrefix(token, "#") {
+			continue
+		}
+		if len(strings.Fields(token)) > 1 {
+			return nil, fmt.Errorf("%s:%d: a token with a blank in it", file, i+1)
+		}
+		tokens = append(tokens, token)
+	}
 	if len(tokens) == 0 {
 		return nil, fmt.Errorf("%s holds no token", file)
 	}

@@ -64,7 +64,7 @@ func run(t *testing.T) *running {
 	dir := t.TempDir()
 	r := &running{registry: &registry{slow: make(chan struct{})}, tokenFile: filepath.Join(dir, "token"), stopped: make(chan error, 1)}
 	r.ledger = openLedger(t, filepath.Join(dir, "state"))
-	if err := os.WriteFile(r.tokenFile, []byte("one\n\ntwo\n"), 0o600); err != nil {
+	if err := os.WriteFile(r.tokenFile, []byte("# for CI\none\n\ntwo\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	short, err := os.MkdirTemp("", "dl") // a socket's path has at most 108 bytes
@@ -197,7 +197,7 @@ func TestFullDisk(t *testing.T) {
 func TestTokens(t *testing.T) {
 	t.Parallel()
 	r := run(t)
-	for token, ok := range map[string]bool{"": false, "on": false, "one": true, "two": true, "onetwo": false, "one\ntwo": false} {
+	for token, ok := range map[string]bool{"": false, "on": false, "one": true, "two": true, "onetwo": false, "one\ntwo": false, "#": false, "for": false, "# for CI": false} {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.address+"/v1/pins", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -221,6 +221,12 @@ func TestTokens(t *testing.T) {
 	}
 	if _, err := r.client(t, r.address, "three").Pins(t.Context()); err != nil {
 		t.Errorf("new token: %v", err)
+	}
+	if err := os.WriteFile(r.tokenFile, []byte("three\nfour five\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client(t, r.address, "three").Pins(t.Context()); err == nil || !strings.Contains(err.Error(), "(503)") {
+		t.Errorf("token file with a blank in a token: %v", err)
 	}
 	// No file, no entry.
 	if err := os.Remove(r.tokenFile); err != nil {
@@ -246,6 +252,9 @@ func TestBadRequests(t *testing.T) {
 		"path":          `{"images":["ghcr.io/../a:latest"]}`,
 		"too many":      `{"images":[` + many + `]}`,
 		"locked digest": `{"locked":[{"image":"ghcr.io/a:latest","digest":"latest"}]}`,
+		"no time":       `{"locked":[{"image":"ghcr.io/a:latest","digest":"` + d1 + `","resolvedAt":"0000-01-01T00:00:00Z"}]}`,
+		"year 10000":    `{"locked":[{"image":"ghcr.io/a:latest","digest":"` + d1 + `","resolvedAt":"9999-12-31T23:59:59-23:00"}]}`,
+		"future":        `{"locked":[{"image":"ghcr.io/a:latest","digest":"` + d1 + `","resolvedAt":"2999-12-31T23:59:59Z"}]}`,
 		"long source":   `{"source":{"path":"` + strings.Repeat("x", maxField+1) + `"}}`,
 	} {
 		res, err := plugin.Post("http://resolver/v1/resolve", "application/json", strings.NewReader(body))

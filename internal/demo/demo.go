@@ -1,5 +1,5 @@
 // Package demo tells Digestlock's story on one machine with real parts: a registry, a Git server, the resolver and the
-// plugin as processes of their own, and the companion. Every line it prints as output is output, and each claim it makes
+// plugin as processes of their own, and the companion's core in this one. Every line it prints as output is output, and each claim it makes
 // is checked: a demo that lies fails.
 package demo
 
@@ -307,7 +307,6 @@ func (d *demo) expect(manifests string, digests ...string) error {
 
 // commit runs one cycle of the companion, which must make one commit, and shows it. It returns the commit's hash.
 func (d *demo) commit(ctx context.Context) (string, error) {
-	d.say("$ digestlock-companion --once")
 	commits, err := d.companion.Once(ctx)
 	if err != nil {
 		return "", err
@@ -323,6 +322,7 @@ func (d *demo) commit(ctx context.Context) (string, error) {
 	if c.Hash != commits[0].Hash {
 		return "", fmt.Errorf("the branch is at %s, the companion pushed %s", c.Hash, commits[0].Hash)
 	}
+	d.say("The companion pushed:")
 	d.print(fmt.Sprintf("commit %s\nAuthor: %s\n\n%s\n%s", c.Hash, c.Author, indent(c.Message), c.Diff))
 	if more, err := d.companion.Once(ctx); err != nil || len(more) > 0 {
 		return "", errors.Join(err, fmt.Errorf("a second cycle made %d commits, want none", len(more)))

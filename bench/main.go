@@ -1,0 +1,127 @@
+// Bench measures what README.md and docs/design.md promise about speed, on this machine and in one run: ratios against
+// a plain kustomize build, requests to the registry, start and size of the binaries. See README.md in this folder.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/digestlock/digestlock/internal/cli"
+	"github.com/digestlock/digestlock/internal/render"
+)
+
+const usage = `[FLAGS]
+
+Builds the programs, measures them, and prints one Markdown table. Exit code 1 when a cold resolve asks the registry
+for more than it has to, or a warm one for anything; never because of a time.`
+
+func main() {
+	cli.Main(cli.Program{Name: "bench", Commands: []cli.Command{{Name: "bench", Run: run}}})
+}
+
+// row is one line of the table. Zero values stay empty.
+type row struct {
+	Name   string    `json:"name"`
+	Millis []float64 `json:"millis,omitempty"` // wall time of each run
+	Base   []float64 `json:"-"`                // what Millis is compared with
+	Facts  string    `json:"facts,omitempty"`
+	Aim    string    `json:"aim,omitempty"`
+}
+
+func run(ctx context.Context, env cli.Env, args []string) (err error) {
+	flags := cli.NewFlags("bench", usage)
+	quick := flags.Bool("quick", false, "few runs: a check of the request counts rather than a measurement")
+	file := flags.String("json", "", "write the result to this file too")
+	if _, err := flags.Parse(env, args, 0); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "digestlock-bench")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	b := &bench{dir: dir, runs: 30, colds: 5}
+	if *quick {
+		b.runs, b.colds = 3, 1
+	}
+	if err := b.build(ctx, env); err != nil {
+		return err
+	}
+	var rows []row
+	for _, measure := range []func(context.Context) ([]row, error){b.locked, b.resolve, b.start, b.stages, b.sizes} {
+		more, err := measure(ctx)
+		rows = append(rows, more...)
+		if err != nil {
+			return errors.Join(err, b.print(env.Stdout, rows))
+		}
+	}
+	if err := b.print(env.Stdout, rows); err != nil {
+		return err
+	}
+	if *file != "" {
+		data, err := json.MarshalIndent(rows, "", "  ")
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(*file, append(data, '\n'), 0o644); err != nil { //nolint:gosec // for everybody to read
+			return err
+		}
+	}
+	return b.failed()
+}
+
+// bench is one run of the benchmark, below dir.
+type bench struct {
+	dir         string
+	runs, colds int
+	plain       []float64 // the plain build of the large overlay
+	broken      []string  // promises that did not hold
+}
+
+func (b *bench) failed() error {
+	if len(b.broken) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(b.broken, "; "))
+}
+
+func (b *bench) program(name string) string { return filepath.Join(b.dir, "bin", name) }
+
+// build makes the programs as the Makefile does.
+func (b *bench) build(ctx context.Context, env cli.Env) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath",
+		"-ldflags", "-s -w -X sigs.k8s.io/kustomize/api/provenance.version="+render.KustomizeVersion,
+		"-o", filepath.Join(b.dir, "bin")+"/", "./cmd/digestlock", "./cmd/digestlock-companion", "./bench/plain")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Stderr = env.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("go build: %w", err)
+	}
+	return nil
+}
+
+// print writes the table.
+func (b *bench) print(w io.Writer, rows []row) error {
+	var t strings.Builder
+	t.WriteString("| | median | min | ratio of medians | of minima | facts | aim |\n|---|--:|--:|--:|--:|---|---|\n")
+	for _, r := range rows {
+		cells := []string{r.Name, "", "", "", "", r.Facts, r.Aim}
+		if len(r.Millis) > 0 {
+			cells[1], cells[2] = fmt.Sprintf("%.1f ms", median(r.Millis)), fmt.Sprintf("%.1f ms", least(r.Millis))
+		}
+		if len(r.Base) > 0 {
+			cells[3] = fmt.Sprintf("%.2f", median(r.Millis)/median(r.Base))
+			cells[4] = fmt.Sprintf("%.2f", least(r.Millis)/least(r.Base))
+		}
+		t.WriteString("| " + strings.Join(cells, " | ") + " |\n")
+	}
+	_, err := io.WriteString(w, t.String())
+	return err
+}

@@ -1,0 +1,286 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/digestlock/digestlock/internal/image"
+	"github.com/digestlock/digestlock/internal/pin"
+	"github.com/digestlock/digestlock/internal/registrytest"
+	"github.com/digestlock/digestlock/internal/render"
+)
+
+const (
+	latency = 20 * time.Millisecond
+	// maxRequests is the floor for images in distinct repositories of one registry: a ping, a token, a HEAD for each.
+	maxRequests = images + 2
+	aimRatio    = "≤ 1.05"
+)
+
+// call is one program run to its end.
+type call struct {
+	args []string
+	env  []string
+}
+
+// once runs a call and returns its wall time in milliseconds.
+func (b *bench) once(ctx context.Context, c call) (float64, error) {
+	cmd := exec.CommandContext(ctx, b.program(c.args[0]), c.args[1:]...)
+	cmd.Env = b.environ(c.env)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	start := time.Now()
+	err := cmd.Run()
+	wall := time.Since(start)
+	if err != nil {
+		return 0, fmt.Errorf("%v: %w: %s", c.args, err, stderr.Bytes())
+	}
+	return float64(wall.Microseconds()) / 1000, nil
+}
+
+// environ keeps the registries' credentials, proxies and settings of this machine out.
+func (b *bench) environ(more []string) []string {
+	return append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + b.dir, "DOCKER_CONFIG=" + b.dir, "TMPDIR=" + b.dir}, more...)
+}
+
+// interleave runs the calls in turn, so that what else the machine does hits all of them alike, and returns the wall
+// times of each.
+func (b *bench) interleave(ctx context.Context, calls ...call) ([][]float64, error) {
+	times := make([][]float64, len(calls))
+	for round := range b.runs + 1 {
+		for i := range calls {
+			i = (i + round) % len(calls)
+			ms, err := b.once(ctx, calls[i])
+			if err != nil {
+				return nil, err
+			}
+			if round > 0 { // the first fills the page cache
+				times[i] = append(times[i], ms)
+			}
+		}
+	}
+	return times, nil
+}
+
+// locked compares generate, with everything in the lock, with the plain build: alone as on a laptop, and with the
+// report to a resolver as in Argo CD.
+func (b *bench) locked(ctx context.Context) ([]row, error) {
+	small, err := b.example()
+	if err != nil {
+		return nil, err
+	}
+	large, err := b.large("locked", "registry.example.com")
+	if err != nil {
+		return nil, err
+	}
+	if err := writeLock(large, imageNames("registry.example.com")); err != nil {
+		return nil, err
+	}
+	socket, stop, err := b.serve(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	source := []string{
+		"ARGOCD_APP_NAME=bench", "ARGOCD_APP_PROJECT_NAME=default", "ARGOCD_APP_SOURCE_REPO_URL=https://git.example.com/acme/k8s.git",
+		"ARGOCD_APP_SOURCE_TARGET_REVISION=main", "ARGOCD_APP_SOURCE_PATH=bench", "ARGOCD_APP_REVISION=0123456789abcdef0123456789abcdef01234567",
+	}
+	var rows []row
+	for _, o := range []struct{ name, dir string }{{"example", small}, {fmt.Sprintf("%d Deployments, %d images", deployments, images), large}} {
+		times, err := b.interleave(ctx,
+			call{args: []string{"plain", o.dir}},
+			call{args: []string{"digestlock", "generate", o.dir}},
+			call{args: []string{"digestlock", "generate", "--server=unix://" + socket, o.dir}, env: source})
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows,
+			row{Name: o.name + ": plain kustomize build", Millis: times[0], Base: times[0]},
+			row{Name: o.name + ": generate, all in the lock", Millis: times[1], Base: times[0], Aim: aimRatio},
+			row{Name: o.name + ": the same, reported to a resolver", Millis: times[2], Base: times[0]})
+		b.plain = times[0]
+	}
+	return rows, nil
+}
+
+// resolve counts what a render without lock asks a registry for, through a resolver and directly.
+func (b *bench) resolve(ctx context.Context) ([]row, error) {
+	var rows []row
+	for _, access := range []string{"anonymous", "bearer"} {
+		reg := registrytest.Listen(registrytest.New())
+		defer reg.Close()
+		for i := range images {
+			reg.Push(repository(i), "latest")
+		}
+		if access == "bearer" {
+			reg.RequireBearer("", "")
+		}
+		reg.SetLatency(latency)
+		overlay, err := b.large(access, reg.Host)
+		if err != nil {
+			return rows, err
+		}
+		cold := b.counted(access+", cold, through serve", maxRequests)
+		warm := b.counted(access+", warm, through serve", 0)
+		direct := b.counted(access+", cold, without serve", maxRequests)
+		for range b.colds {
+			socket, stop, err := b.serve(ctx, reg.Host)
+			if err != nil {
+				return rows, err
+			}
+			through := call{args: []string{"digestlock", "generate", "--server=unix://" + socket, overlay}}
+			err = errors.Join(cold.add(ctx, reg, through), warm.add(ctx, reg, through))
+			stop()
+			if err != nil {
+				return rows, err
+			}
+			if err := direct.add(ctx, reg, call{args: []string{"digestlock", "generate", "--server=", "--insecure-registry", reg.Host, overlay}}); err != nil {
+				return rows, err
+			}
+		}
+		rows = append(rows, cold.row, warm.row, direct.row)
+	}
+	return rows, nil
+}
+
+// counted is a row whose requests have a limit.
+type counted struct {
+	bench *bench
+	limit int
+	row   row
+}
+
+func (b *bench) counted(name string, limit int) *counted {
+	return &counted{b, limit, row{
+		Name: fmt.Sprintf("%d images at %v: %s", images, latency, name), Base: b.plain, Aim: fmt.Sprintf("%d requests at most", limit),
+	}}
+}
+
+// add runs the call once and holds what it asked reg for against the limit.
+func (c *counted) add(ctx context.Context, reg *registrytest.Server, what call) error {
+	reg.ResetCounts()
+	ms, err := c.bench.once(ctx, what)
+	if err != nil {
+		return err
+	}
+	n := reg.Counts()
+	total := n.Ping + n.Token + n.Head + n.Get + n.Other
+	c.row.Millis = append(c.row.Millis, ms)
+	facts := fmt.Sprintf("%d requests", total)
+	if total > 0 {
+		facts += fmt.Sprintf(": %d ping, %d token, %d HEAD, %d GET", n.Ping, n.Token, n.Head, n.Get)
+	}
+	if c.row.Facts == "" || total > c.limit {
+		c.row.Facts = facts
+	}
+	if total > c.limit {
+		c.bench.broken = append(c.bench.broken, fmt.Sprintf("%s: %s, at most %d promised", c.row.Name, facts, c.limit))
+	}
+	return nil
+}
+
+// serve starts a resolver with an empty state and waits until its socket answers.
+func (b *bench) serve(ctx context.Context, registry string) (socket string, stop func(), err error) {
+	dir, err := os.MkdirTemp(b.dir, "s")
+	if err != nil {
+		return "", nil, err
+	}
+	socket = filepath.Join(dir, "s")
+	cmd := exec.CommandContext(ctx, b.program("digestlock"), "serve", "--listen=", "--log-level=warn",
+		"--socket="+socket, "--state-dir="+filepath.Join(dir, "state"), "--insecure-registry="+registry)
+	cmd.Env = b.environ(nil)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		return "", nil, err
+	}
+	stop = func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait() // what it was asked for is there already
+	}
+	for range 500 {
+		c, err := net.Dial("unix", socket)
+		if err == nil {
+			_ = c.Close()
+			return socket, stop, nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	stop()
+	return "", nil, fmt.Errorf("serve: no answer on its socket within 5 s")
+}
+
+// start measures what every render pays before its first line of ours.
+func (b *bench) start(ctx context.Context) ([]row, error) {
+	times, err := b.interleave(ctx, call{args: []string{"digestlock", "version"}})
+	if err != nil {
+		return nil, err
+	}
+	return []row{{Name: "start: digestlock version", Millis: times[0], Aim: "≤ 10 ms"}}, nil
+}
+
+// stages times the parts of a render in this process: where the pins' share would show.
+func (b *bench) stages(ctx context.Context) ([]row, error) {
+	var build, pins []float64
+	for range b.colds {
+		start := time.Now()
+		out, err := render.Build(ctx, filepath.Join(b.dir, "locked"))
+		if err != nil {
+			return nil, err
+		}
+		built := time.Now()
+		plan, err := pin.New(out.Objects(), image.Tags{image.DefaultTag})
+		if err != nil {
+			return nil, err
+		}
+		digests := map[string]string{}
+		for _, r := range plan.Images() {
+			digests[r.String()] = fmt.Sprintf("sha256:%064x", 1)
+		}
+		if err := plan.Apply(digests, pin.TagAndDigest); err != nil {
+			return nil, err
+		}
+		pinned := time.Now()
+		if _, err := out.YAML(); err != nil {
+			return nil, err
+		}
+		build = append(build, millis(time.Since(start)-pinned.Sub(built)))
+		pins = append(pins, millis(pinned.Sub(built)))
+	}
+	return []row{{
+		Name: "pinning stage alone, large overlay", Millis: pins,
+		Facts: fmt.Sprintf("%.1f %% of its build", 100*median(pins)/median(build)),
+	}}, nil
+}
+
+func (b *bench) sizes(context.Context) ([]row, error) {
+	var rows []row
+	for _, name := range []string{"digestlock", "digestlock-companion", "plain"} {
+		info, err := os.Stat(b.program(name))
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, row{Name: "size: " + name, Facts: fmt.Sprintf("%.1f MB", float64(info.Size())/1e6), Aim: "≤ 30 MB"})
+	}
+	return rows, nil
+}
+
+func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+func median(ms []float64) float64 {
+	s := slices.Sorted(slices.Values(ms))
+	if len(s)%2 == 1 {
+		return s[len(s)/2]
+	}
+	return (s[len(s)/2-1] + s[len(s)/2]) / 2
+}
+
+func least(ms []float64) float64 { return slices.Min(ms) }

@@ -1,0 +1,50 @@
+package companion
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/digestlock/digestlock/internal/fault"
+)
+
+// sum makes one error of all that could not be done, whose text and hint are a line each: several are numbered, so that
+// a hint finds its problem. It returns nil for none.
+func sum(all []error) error {
+	switch len(all) {
+	case 0:
+		return nil
+	case 1:
+		return all[0]
+	}
+	var hints, numbered []string
+	for i, p := range all {
+		if h := fault.Hint(p); h != "" {
+			hints = append(hints, h)
+			numbered = append(numbered, fmt.Sprintf("(%d) %s", i+1, h))
+		}
+	}
+	switch distinct := slices.Compact(slices.Sorted(slices.Values(hints))); len(distinct) {
+	case 0:
+		return problems(all)
+	case 1:
+		return fault.New(distinct[0], "%w", problems(all))
+	}
+	return fault.New(strings.Join(numbered, "; "), "%w", problems(all))
+}
+
+type problems []error
+
+func (p problems) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d problems: ", len(p))
+	for i, err := range p {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		fmt.Fprintf(&b, "(%d) %v", i+1, err)
+	}
+	return b.String()
+}
+
+func (p problems) Unwrap() []error { return p }

@@ -1,0 +1,152 @@
+package companion
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/image"
+	"github.com/digestlock/digestlock/internal/lock"
+)
+
+// silent never answers, for as long as anybody has patience.
+type silent struct{}
+
+func (silent) String() string { return "silent" }
+
+func (silent) Pins(ctx context.Context) ([]lock.Document, error) {
+	<-ctx.Done()
+	return nil, context.Cause(ctx)
+}
+
+func (silent) Resolve(ctx context.Context, _ *lock.Source, _ []lock.Pin, _ []image.Ref) ([]image.Resolution, error) {
+	<-ctx.Done()
+	return nil, context.Cause(ctx)
+}
+
+// prompt answers everything with one digest.
+type prompt struct{ asked *[]int }
+
+func (prompt) String() string { return "prompt" }
+
+func (prompt) Pins(ctx context.Context) ([]lock.Document, error) {
+	return []lock.Document{{Source: &lock.Source{Path: "app"}}}, ctx.Err()
+}
+
+func (p prompt) Resolve(ctx context.Context, _ *lock.Source, _ []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {
+	*p.asked = append(*p.asked, len(refs))
+	var out []image.Resolution
+	for _, r := range refs {
+		out = append(out, image.Resolution{Ref: r, Digest: "sha256:" + strings.Repeat("1", 64), At: time.Now()})
+	}
+	return out, ctx.Err()
+}
+
+// TestSilentReplica: a resolver that hangs costs the others nothing, and is given up on after the first time.
+func TestSilentReplica(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var asked []int
+		all := []Replica{silent{}, prompt{&asked}, silent{}}
+		c := New(Options{Replicas: func(context.Context) ([]Replica, error) { return all, nil }, Log: slog.New(slog.DiscardHandler)})
+		begin := time.Now()
+		alive, docs, problems := c.collect(t.Context())
+		if len(alive) != 1 || len(docs) != 1 || len(problems) != 2 || time.Since(begin) != askTimeout {
+			t.Errorf("collect = %v, %v, %v after %v, want the prompt one's after %v", alive, docs, problems, time.Since(begin), askTimeout)
+		}
+		if want := "no answer within 20s"; fmt.Sprint(problems[0]) != want {
+			t.Errorf("problem %v, want %s", problems[0], want)
+		}
+
+		l := &looks{replicas: all, log: c.o.Log, asked: map[string]bool{}, newest: map[string]lock.Pin{}}
+		begin = time.Now()
+		if pins := l.at(t.Context(), map[string]bool{"ghcr.io/a/b:latest": true}); len(pins) != 1 {
+			t.Errorf("pins %v, want the prompt one's", pins)
+		}
+		if pins := l.at(t.Context(), map[string]bool{"ghcr.io/a/b:latest": true, "ghcr.io/a/c:latest": true}); len(pins) != 2 {
+			t.Errorf("pins %v, want the prompt one's", pins)
+		}
+		if len(l.problems) != 2 || time.Since(begin) != askTimeout || fmt.Sprint(asked) != "[1 1]" {
+			t.Errorf("problems %v after %v, asked %v", l.problems, time.Since(begin), asked)
+		}
+	})
+}
+
+// TestGiveUp: when the caller's time is over, that is not held against the replicas.
+func TestGiveUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := &looks{replicas: []Replica{silent{}}, log: slog.New(slog.DiscardHandler), asked: map[string]bool{}}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if pins := l.at(ctx, map[string]bool{"ghcr.io/a/b:latest": true}); len(pins)+len(l.problems) != 0 || len(l.replicas) != 1 {
+			t.Errorf("pins %v, problems %v, replicas %v", pins, l.problems, l.replicas)
+		}
+	})
+}
+
+// TestLargeQuestions: a resolver refuses more than 5000 images at once.
+func TestLargeQuestions(t *testing.T) {
+	t.Parallel()
+	var asked []int
+	l := &looks{replicas: []Replica{prompt{&asked}}, log: slog.New(slog.DiscardHandler), asked: map[string]bool{}, newest: map[string]lock.Pin{}}
+	images := map[string]bool{}
+	for i := range 2500 {
+		images[fmt.Sprintf("ghcr.io/a/b%d:latest", i)] = true
+	}
+	if pins := l.at(t.Context(), images); len(pins) != 2500 || fmt.Sprint(asked) != "[1000 1000 500]" {
+		t.Errorf("%d pins, asked %v", len(pins), asked)
+	}
+}
+
+// TestRun: problems are logged one a line, with their hints, and a cycle is done every interval until ctx ends.
+func TestRun(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var buf bytes.Buffer
+		cycles := 0
+		c := New(Options{
+			Replicas: func(context.Context) ([]Replica, error) {
+				cycles++
+				return nil, fault.New("start one", "no resolver")
+			},
+			Log: slog.New(slog.NewTextHandler(&buf, nil)),
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 150*time.Second)
+		defer cancel()
+		c.Run(ctx, time.Minute)
+		if cycles != 3 || strings.Count(buf.String(), `level=ERROR msg="cycle incomplete" error="no resolver" hint="start one"`+"\n") != 3 {
+			t.Errorf("%d cycles, want 3, each with its problem:\n%s", cycles, &buf)
+		}
+	})
+}
+
+func TestSum(t *testing.T) {
+	t.Parallel()
+	cause := errors.New("cause")
+	one := fault.New("do this", "a: %w", cause)
+	for _, tt := range []struct {
+		all        []error
+		want, hint string
+	}{
+		{[]error{one}, "a: cause", "do this"},
+		{[]error{one, cause, one}, "3 problems: (1) a: cause; (2) cause; (3) a: cause", "do this"},
+		{[]error{cause, one, fault.New("do that", "b: %w", cause)}, "3 problems: (1) cause; (2) a: cause; (3) b: cause", "(2) do this; (3) do that"},
+		{[]error{cause, cause}, "2 problems: (1) cause; (2) cause", ""},
+	} {
+		err := sum(tt.all)
+		if err.Error() != tt.want || fault.Hint(err) != tt.hint || !errors.Is(err, cause) {
+			t.Errorf("sum = %q, hint %q, want %q, hint %q", err, fault.Hint(err), tt.want, tt.hint)
+		}
+	}
+	if err := sum(nil); err != nil {
+		t.Errorf("sum(nil) = %v", err)
+	}
+}
