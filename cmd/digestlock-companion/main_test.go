@@ -182,7 +182,9 @@ func misuse(ts *testscript.TestScript, _ bool, args []string) {
 			args[i] = ts.MkAbs(a)
 		}
 	}
-	code := program().Run(context.Background(), cli.Env{Lookup: lookup, Stdout: &stdout, Stderr: &stderr}, args)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second) // it may take the call for a good one
+	defer cancel()
+	code := program().Run(ctx, cli.Env{Lookup: lookup, Stdout: &stdout, Stderr: &stderr}, args)
 	lines := strings.Split(stderr.String(), "\n")
 	if code != 2 || stdout.Len() > 0 || len(lines) != 3 ||
 		!strings.HasPrefix(lines[0], "digestlock-companion: error: ") || !strings.HasPrefix(lines[1], "digestlock-companion: hint: ") {

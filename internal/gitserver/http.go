@@ -144,7 +144,9 @@ func (r *Repo) uploadPack(ctx context.Context, body io.Reader) ([]byte, error) {
 		return nil, err
 	}
 	if !done {
-		return acknowledge(req.Haves)
+		// Never an early ACK: over http, git forgets what it said before and then takes the acknowledgement in front of
+		// the pack for the pack (seen with git 2.39, "bad pack header"). At worst the pack is larger than need be.
+		return acknowledge(nil)
 	}
 	session, err := server.NewServer(loader{st}).NewUploadPackSession(&transport.Endpoint{}, nil)
 	if err != nil {
@@ -171,7 +173,7 @@ func decodeHaves(in io.Reader, req *packp.UploadPackRequest, st storer.EncodedOb
 	return false, lines.Err()
 }
 
-// acknowledge tells the client which commit is known here, before it asks for a pack.
+// acknowledge tells the client which commit is known here, and with none that it should go on.
 func acknowledge(common []plumbing.Hash) ([]byte, error) {
 	var out bytes.Buffer
 	var res packp.ServerResponse
