@@ -92,6 +92,25 @@ func Parameters() []Parameter {
 	}
 }
 
+// Modes returns all modes, the one that asks most of a registry last.
+func Modes() []Mode { return []Mode{Locked, Follow, Live} }
+
+// Allow returns an error when the operator does not allow the mode that was chosen.
+func (s Settings) Allow(modes []Mode) error {
+	if slices.Contains(modes, s.Mode) {
+		return nil
+	}
+	return fault.New("this installation allows "+join(modes), "mode %s is not allowed here", s.Mode)
+}
+
+func join(modes []Mode) string {
+	names := make([]string, len(modes))
+	for i, m := range modes {
+		names[i] = string(m)
+	}
+	return strings.Join(names, ", ")
+}
+
 func oneOf[T ~string](into *T, v string, valid ...T) error {
 	if !slices.Contains(valid, T(v)) {
 		names := make([]string, len(valid))

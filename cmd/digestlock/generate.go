@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/digestlock/digestlock/internal/api"
@@ -36,7 +38,8 @@ Renders the kustomize overlay in DIR (default: the current directory) and prints
 every mutable image tag. Digests come from digest-lock.yaml in DIR; images that it does not have yet are resolved.
 Nothing is printed unless everything is pinned. Exit code 1: it could not be done. 2: wrong usage.
 
-In Argo CD the Application's plugin parameters have the names of the flags below and win over them. On a laptop,
+In Argo CD the Application's plugin parameters have the names of the flags below and win over them, within
+--allow-modes. On a laptop,
 --server="" asks the registries directly, with your docker credentials.`
 
 func generate(ctx context.Context, env cli.Env, args []string) error {
@@ -55,6 +58,12 @@ func generate(ctx context.Context, env cli.Env, args []string) error {
 	tokenFile := flags.String("server-token-file", "", "file with the bearer token for a resolver over http")
 	insecure := flags.StringSlice("insecure-registry", nil, "host[:port] that may be asked over plain http, with --server=\"\"")
 	timeout := flags.Duration("timeout", defaultTimeout, "give up after this long; keep it below Argo CD's own limit of 60s")
+	allowed := plugin.Modes()
+	flags.Func("allow-modes", "operator's ceiling: `modes` that an Application may choose, comma separated (default locked,follow,live)",
+		func(v string) (err error) {
+			allowed, err = parseModes(v)
+			return err
+		})
 	rest, err := flags.Parse(env, args, 1)
 	if err != nil {
 		return err
@@ -64,6 +73,9 @@ func generate(ctx context.Context, env cli.Env, args []string) error {
 		dir = rest[0]
 	}
 	if err := settings.Read(env.Getenv("ARGOCD_APP_PARAMETERS")); err != nil {
+		return err
+	}
+	if err := settings.Allow(allowed); err != nil {
 		return err
 	}
 	resolver, err := newResolver(*server, *tokenFile, *insecure)
@@ -81,6 +93,17 @@ func generate(ctx context.Context, env cli.Env, args []string) error {
 	}
 	_, _ = fmt.Fprintf(env.Stderr, "digestlock: %v in %v\n", res.Summary, time.Since(start).Round(time.Millisecond))
 	return nil
+}
+
+func parseModes(list string) ([]plugin.Mode, error) {
+	var modes []plugin.Mode
+	for name := range strings.SplitSeq(list, ",") {
+		if !slices.Contains(plugin.Modes(), plugin.Mode(name)) {
+			return nil, fmt.Errorf("%q is not a mode", name)
+		}
+		modes = append(modes, plugin.Mode(name))
+	}
+	return modes, nil
 }
 
 func newResolver(server, tokenFile string, insecure []string) (plugin.Resolver, error) {
