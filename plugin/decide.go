@@ -29,76 +29,71 @@ const (
 	ByStale    Decider = "stale"    // the resolver's last known answer, because the registry cannot be asked
 )
 
-// Decision is the digest of one image and where it came from.
+// Decision is the digest of one image and where it came from, or why there is none.
 type Decision struct {
 	Image  string // normalised reference
-	Digest string
+	Digest string // "" exactly when Err is set
 	By     Decider
 	At     time.Time // when the registry was asked
+	Err    error
 }
 
-// decide finds the digest of each image, asking the resolver at most once.
-func (r Render) decide(ctx context.Context, refs []image.Ref, locked *lock.Document) ([]Decision, error) {
+// errNoPin is what an image gets that the lock alone was to decide, and does not name.
+var errNoPin = errors.New(lock.FileName + " has no pin for it")
+
+// decide finds the digest of each image, in the order of refs, asking the resolver at most once.
+func (r Render) decide(ctx context.Context, refs []image.Ref, locked *lock.Document) []Decision {
 	live := r.Settings.Mode == Live && r.atTip()
 	out := make([]Decision, len(refs))
-	var pins []lock.Pin // decided by the lock
-	var open []int      // to be asked for, by index
+	var pins []lock.Pin  // decided by the lock
+	var ask []image.Ref  // the others
+	var open []*Decision // theirs
 	for i, ref := range refs {
 		p, ok := locked.Find(ref.String())
-		if ok {
-			out[i] = Decision{Image: p.Image, Digest: p.Digest, By: ByLock, At: p.ResolvedAt}
-		}
-		if !ok || live {
-			open = append(open, i)
-			continue
-		}
-		pins = append(pins, p)
-	}
-	asked := make([]image.Ref, len(open))
-	for i, at := range open {
-		asked[i] = refs[at]
-	}
-	switch {
-	case r.Settings.Mode == Locked && len(open) > 0:
-		return nil, fault.New("render the overlay in mode follow so that the companion adds the pins, or commit "+lock.FileName+" by hand",
-			"mode locked: %s has no pin for %s", lock.FileName, list(asked))
-	case len(open) == 0:
-		return out, nil
-	}
-	results, err := r.Resolver.Resolve(ctx, r.Source, pins, asked)
-	if err != nil {
-		results = make([]image.Resolution, len(asked))
-		for i, ref := range asked {
-			results[i] = image.Resolution{Ref: ref, Err: err}
-		}
-	}
-	if len(results) != len(asked) {
-		return nil, fmt.Errorf("%d answers to %d references", len(results), len(asked))
-	}
-	failed := results[:0:0]
-	for i, res := range results {
-		d := &out[open[i]]
-		p, _ := locked.Find(res.Ref.String())
+		out[i] = Decision{Image: ref.String(), Digest: p.Digest, By: ByLock, At: p.ResolvedAt}
 		switch {
-		case res.Err != nil && d.Digest == "":
-			failed = append(failed, res)
-		case res.Err != nil: // the lock's answer stands
+		case ok && !live:
+			pins = append(pins, p)
+		case r.Settings.Mode == Locked:
+			out[i] = Decision{Image: ref.String(), Err: errNoPin}
+		default:
+			ask, open = append(ask, ref), append(open, &out[i])
+		}
+	}
+	if len(ask) == 0 {
+		return out
+	}
+	for i, res := range r.ask(ctx, pins, ask) {
+		p, ok := locked.Find(res.Ref.String())
+		switch d := open[i]; {
+		case res.Err != nil && ok: // the lock's answer stands
+		case res.Err != nil:
+			*d = Decision{Image: d.Image, Err: res.Err}
 		case p.Hold != nil && p.Hold.Rejected == res.Digest:
 			d.By = ByHold
 		default:
-			*d = Decision{Image: res.Ref.String(), Digest: res.Digest, By: ByResolver, At: res.At}
+			*d = Decision{Image: d.Image, Digest: res.Digest, By: ByResolver, At: res.At}
 			if res.Stale {
 				d.By = ByStale
 			}
 		}
 	}
-	switch {
-	case len(failed) == 0:
-		return out, nil
-	case err != nil:
-		return nil, fmt.Errorf("%s needs resolving: %w", list(asked), err)
+	return out
+}
+
+// ask returns one resolution per reference, in the same order, whatever the resolver does.
+func (r Render) ask(ctx context.Context, pins []lock.Pin, refs []image.Ref) []image.Resolution {
+	results, err := r.Resolver.Resolve(ctx, r.Source, pins, refs)
+	if err == nil && len(results) != len(refs) {
+		err = fmt.Errorf("%d answers to %d references", len(results), len(refs))
 	}
-	return nil, failures(failed, len(refs))
+	if err != nil {
+		results = make([]image.Resolution, len(refs))
+		for i, ref := range refs {
+			results[i] = image.Resolution{Ref: ref, Err: err}
+		}
+	}
+	return results
 }
 
 // atTip reports whether what is rendered is the tip of the branch that the Application follows. A rollback renders an
@@ -127,20 +122,40 @@ func (r Render) report(ctx context.Context, decisions []Decision) {
 	_, _ = r.Resolver.Resolve(ctx, r.Source, pins, nil)
 }
 
-// failures returns one error that lists every image without digest, so that people mend all of them in one go.
-func failures(failed []image.Resolution, all int) error {
+// failures returns one error that lists every image without digest, so that people mend all of them in one go: those
+// that share a reason together. It returns nil when all have one.
+func failures(decisions []Decision) error {
 	var hint string
-	texts := make([]string, len(failed))
-	for i, f := range failed {
-		hint = cmp.Or(hint, fault.Hint(f.Err), remedy(f.Err))
-		texts[i] = f.Ref.String() + ": " + f.Err.Error()
+	var failed int
+	var reasons []string
+	images := map[string][]string{}
+	for _, d := range decisions {
+		if d.Err == nil {
+			continue
+		}
+		failed++
+		reason := d.Err.Error()
+		if images[reason] == nil {
+			reasons = append(reasons, reason)
+			hint = cmp.Or(hint, fault.Hint(d.Err), remedy(d.Err))
+		}
+		images[reason] = append(images[reason], d.Image)
 	}
-	return fault.New(hint, "%d of %d images not resolved: %s", len(failed), all, strings.Join(texts, "; "))
+	if failed == 0 {
+		return nil
+	}
+	texts := make([]string, len(reasons))
+	for i, reason := range reasons {
+		texts[i] = strings.Join(images[reason], ", ") + ": " + reason
+	}
+	return fault.New(hint, "%d of %d images not resolved: %s", failed, len(decisions), strings.Join(texts, "; "))
 }
 
 // remedy is the hint for a look-up that failed without one of its own.
 func remedy(err error) string {
 	switch {
+	case errors.Is(err, errNoPin):
+		return "render the overlay in mode follow so that the companion adds the pin, or write it into " + lock.FileName
 	case errors.Is(err, image.ErrNotFound):
 		return "push the image, or correct its name or tag; a private repository looks missing to a resolver without credentials for it"
 	case errors.Is(err, image.ErrUnauthorized):
@@ -148,12 +163,4 @@ func remedy(err error) string {
 	default:
 		return "try again once the registry answers; an image that " + lock.FileName + " names needs no registry"
 	}
-}
-
-func list(refs []image.Ref) string {
-	texts := make([]string, len(refs))
-	for i, r := range refs {
-		texts[i] = r.String()
-	}
-	return strings.Join(texts, ", ")
 }

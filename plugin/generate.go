@@ -111,8 +111,8 @@ func (r Render) Generate(ctx context.Context) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	decisions, err := r.decide(ctx, plan.Images(), locked)
-	if err != nil {
+	decisions := r.decide(ctx, plan.Images(), locked)
+	if err := failures(decisions); err != nil {
 		return Result{}, err
 	}
 	digests := make(map[string]string, len(decisions))
