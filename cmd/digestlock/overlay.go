@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/digestlock/digestlock/internal/api"
+	"github.com/digestlock/digestlock/internal/cli"
+	"github.com/digestlock/digestlock/internal/daemon"
+	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/image"
+	"github.com/digestlock/digestlock/internal/lock"
+	"github.com/digestlock/digestlock/internal/registry"
+	"github.com/digestlock/digestlock/plugin"
+)
+
+const (
+	// defaultServer is where the manifests of this project put the resolver's socket.
+	defaultServer = "unix:///run/digestlock/resolver.sock"
+
+	// defaultTimeout keeps a margin below the 60 s that Argo CD gives a plugin by default, transfer of the repository
+	// included, and after which it kills without a word (measured, v3.5.7).
+	defaultTimeout = 45 * time.Second
+)
+
+// overlay is what the commands have in common that look at one: its settings, and who resolves for it.
+type overlay struct {
+	settings          plugin.Settings
+	allowed           []plugin.Mode
+	server, tokenFile string
+	insecure          []string
+	timeout           time.Duration
+}
+
+// overlayFlags adds the flags of an overlay.
+func overlayFlags(flags *cli.Flags) *overlay {
+	o := &overlay{settings: plugin.Defaults(), allowed: plugin.Modes()}
+	for _, p := range plugin.Parameters() {
+		if p.Bool {
+			flags.BoolFunc(p.Name, p.Tooltip, func(v string) error { return p.Set(&o.settings, v) })
+			continue
+		}
+		usage := p.Tooltip
+		if p.Default != "" {
+			usage += " (default " + p.Default + ")"
+		}
+		flags.Func(p.Name, usage, func(v string) error { return p.Set(&o.settings, v) })
+	}
+	flags.Func("allow-modes", "operator's ceiling: `modes` that an Application may choose, comma separated (default locked,follow,live)",
+		func(v string) (err error) {
+			o.allowed, err = parseModes(v)
+			return err
+		})
+	flags.StringVar(&o.server, "server", defaultServer, "resolver: unix:///path or http(s)://host:port; empty asks the registries directly")
+	flags.StringVar(&o.tokenFile, "server-token-file", "", "file with the bearer token for a resolver over http")
+	flags.StringSliceVar(&o.insecure, "insecure-registry", nil, "host[:port] that may be asked over plain http, with --server=\"\"")
+	flags.DurationVar(&o.timeout, "timeout", defaultTimeout, "give up after this long; keep it below Argo CD's own limit of 60s")
+	return o
+}
+
+// render returns the render that the flags, the arguments and the Application's parameters ask for, and its context.
+func (o *overlay) render(ctx context.Context, env cli.Env, args []string) (plugin.Render, context.Context, context.CancelFunc, error) {
+	r := plugin.Render{Dir: ".", Settings: o.settings}
+	if len(args) == 1 {
+		r.Dir = args[0]
+	}
+	if err := r.Settings.Read(env.Getenv("ARGOCD_APP_PARAMETERS")); err != nil {
+		return r, nil, nil, err
+	}
+	if err := r.Settings.Allow(o.allowed); err != nil {
+		return r, nil, nil, err
+	}
+	resolver, err := o.resolver()
+	if err != nil {
+		return r, nil, nil, err
+	}
+	r.Resolver = resolver
+	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout, fault.New(
+		"see what took so long in front of this; --timeout must stay below Argo CD's own limit", "no result within --timeout=%v", o.timeout))
+	return r, ctx, cancel, nil
+}
+
+func (o *overlay) resolver() (plugin.Resolver, error) {
+	if o.server == "" {
+		return direct{registry.New(registry.Options{Insecure: o.insecure})}, nil
+	}
+	var token string
+	if o.tokenFile != "" {
+		tokens, err := daemon.Tokens(o.tokenFile)
+		if err != nil {
+			return nil, fault.New("give a file with the resolver's token", "--server-token-file: %w", err)
+		}
+		token = tokens[0]
+	}
+	c, err := api.NewClient(o.server, token)
+	if err != nil {
+		return nil, cli.Usage("for example: unix:///run/digestlock/resolver.sock", "--server: %w", err)
+	}
+	return c, nil
+}
+
+func parseModes(list string) ([]plugin.Mode, error) {
+	var modes []plugin.Mode
+	for name := range strings.SplitSeq(list, ",") {
+		if !slices.Contains(plugin.Modes(), plugin.Mode(name)) {
+			return nil, fmt.Errorf("%q is not a mode", name)
+		}
+		modes = append(modes, plugin.Mode(name))
+	}
+	return modes, nil
+}
+
+// direct asks the registries from this process. There is no ledger to report to.
+type direct struct{ registry *registry.Client }
+
+func (d direct) Resolve(ctx context.Context, _ *lock.Source, _ []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {
+	if ctx.Err() != nil {
+		return nil, errors.Join(image.ErrUnavailable, context.Cause(ctx))
+	}
+	return d.registry.Resolve(ctx, refs), nil
+}
