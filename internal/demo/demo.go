@@ -251,7 +251,8 @@ func (d *demo) push(repository string) (digest string) {
 
 // render runs the real command on a checkout of commit, as Argo CD's sidecar does.
 func (d *demo) render(ctx context.Context, commit, overlay string) (string, error) {
-	checkout := filepath.Join(d.dir, "checkouts", commit[:7])
+	// Argo CD unpacks a repository below a directory of this name, which bounds what a render may read.
+	checkout := filepath.Join(d.dir, "_cmp_server", commit[:7])
 	if err := os.RemoveAll(checkout); err != nil {
 		return "", err
 	}
@@ -272,7 +273,7 @@ func (d *demo) render(ctx context.Context, commit, overlay string) (string, erro
 	}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	d.say("$ cd checkouts/%.7s/%s%s && digestlock generate", commit, overlays, overlay)
+	d.say("$ cd _cmp_server/%.7s/%s%s && digestlock generate", commit, overlays, overlay)
 	err := cmd.Run()
 	d.print(stderr.String())
 	if err != nil {
@@ -359,7 +360,7 @@ func (d *demo) farewell(commit string) {
 		return
 	}
 	d.say("\nThe workspace stays in %s. To explore it:", d.dir)
-	d.print(fmt.Sprintf("git -C %[1]s/k8s.git log -p\n%[2]s generate %[1]s/checkouts/%.7[3]s/%[4]sdev\nrm -r %[1]s\n",
+	d.print(fmt.Sprintf("git -C %[1]s/k8s.git log -p\n%[2]s generate %[1]s/_cmp_server/%.7[3]s/%[4]sdev\nrm -r %[1]s\n",
 		d.dir, d.Self, commit, overlays))
 }
 

@@ -24,7 +24,7 @@ import (
 
 const (
 	defaultTimeout     = 10 * time.Second
-	defaultConcurrency = 8
+	defaultConcurrency = 16
 
 	// sessionAge is how long a session may serve. Registries with tokens end it sooner; for the others it bounds how
 	// long withdrawn credentials are used and unused repositories are remembered.
@@ -38,7 +38,7 @@ type Options struct {
 	Keychain    authn.Keychain        // read whenever a session opens; nil means the docker config file
 	UserAgent   string                // "" means "digestlock"
 	Transport   http.RoundTripper     // nil means one of our own
-	Concurrency int                   // lookups at a time and registry; 0 means 8
+	Concurrency int                   // lookups at a time and registry; 0 means 16
 	Registerer  prometheus.Registerer // nil means no metrics
 }
 

@@ -69,15 +69,21 @@ func (h *host) statusError(status int, code string) error {
 }
 
 // codePattern is what an error code looks like; anything else in its place is not repeated.
-var codePattern = regexp.MustCompile(`^[A-Z_]{1,40}$`)
+var codePattern = regexp.MustCompile(`^[A-Z_]+$`)
+
+const maxCode = 40
 
 // code returns the registry's code in an error of the library, or "".
 func code(err error) string {
 	t, ok := errors.AsType[*transport.Error](err)
-	if !ok || len(t.Errors) == 0 || !codePattern.MatchString(string(t.Errors[0].Code)) {
+	if !ok || len(t.Errors) == 0 {
 		return ""
 	}
-	return string(t.Errors[0].Code)
+	code := string(t.Errors[0].Code)
+	if len(code) > maxCode || !codePattern.MatchString(code) {
+		return ""
+	}
+	return code
 }
 
 // sessionError is the error for a session that did not open: err is the library's, and failure that of the last
