@@ -237,7 +237,7 @@ func (b *bench) stages(ctx context.Context) ([]row, error) {
 			return nil, err
 		}
 		built := time.Now()
-		plan, err := pin.New(out.Objects(), image.Tags{image.DefaultTag})
+		plan, err := pin.New(out.Objects(), pin.Policy{Tags: image.Tags{image.DefaultTag}})
 		if err != nil {
 			return nil, err
 		}

@@ -40,7 +40,14 @@ func Markdown() string {
 		"name. A flag in the sidecar is the operator's default, the Application's parameter wins.\n\n" +
 		"| name | type | default | what it does |\n|---|---|---|---|\n")
 	for _, p := range Parameters() {
-		fmt.Fprintf(&b, "| `%s` | %s | `%s` | %s |\n", p.Name, p.Type, p.Default, p.Tooltip)
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", p.Name, p.Type, code(p.Default), p.Tooltip)
 	}
 	return b.String()
+}
+
+func code(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return "`" + s + "`"
 }

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/digestlock/digestlock/internal/fault"
@@ -55,10 +56,11 @@ type Summary struct {
 	Locked   int // of these, by the lock
 	Resolved int // of these, by the resolver
 	Stale    int // of the resolved, from an answer that could not be renewed
+	Jobs     int // Jobs that carry one of them: immutable, so that their sync fails once the digest moves
 }
 
-func summarise(decisions []Decision) Summary {
-	s := Summary{Pinned: len(decisions)}
+func summarise(decisions []Decision, jobs []string) Summary {
+	s := Summary{Pinned: len(decisions), Jobs: len(jobs)}
 	for _, d := range decisions {
 		switch d.By {
 		case ByLock, ByHold:
@@ -74,7 +76,11 @@ func summarise(decisions []Decision) Summary {
 }
 
 func (s Summary) String() string {
-	return fmt.Sprintf("pinned=%d locked=%d resolved=%d stale=%d", s.Pinned, s.Locked, s.Resolved, s.Stale)
+	text := fmt.Sprintf("pinned=%d locked=%d resolved=%d stale=%d", s.Pinned, s.Locked, s.Resolved, s.Stale)
+	if s.Jobs > 0 {
+		text += fmt.Sprintf(" jobs=%d", s.Jobs)
+	}
+	return text
 }
 
 // Render is one render: what to render, how, and who answers for what the lock does not say.
@@ -94,24 +100,10 @@ type Result struct {
 
 // Generate renders the overlay. All mutable references are pinned, or there is an error and no manifests.
 func (r Render) Generate(ctx context.Context) (Result, error) {
-	out, err := render.Build(ctx, r.Dir)
+	out, plan, decisions, err := r.plan(ctx)
 	if err != nil {
 		return Result{}, err
 	}
-	locked, err := readLock(r.Dir)
-	if err != nil {
-		return Result{}, err
-	}
-	objects := out.Objects()
-	if len(objects) == 0 && !r.Settings.AllowEmpty {
-		return Result{}, fault.New("give parameter allow-empty: \"true\" if that is what you want",
-			"the overlay renders no objects, and Argo CD would delete what runs")
-	}
-	plan, err := pin.New(objects, r.Settings.Tags)
-	if err != nil {
-		return Result{}, err
-	}
-	decisions := r.decide(ctx, plan.Images(), locked)
 	if err := failures(decisions); err != nil {
 		return Result{}, err
 	}
@@ -126,7 +118,33 @@ func (r Render) Generate(ctx context.Context) (Result, error) {
 	defer reporting.Wait()
 	reporting.Go(func() { r.report(ctx, decisions) }) // while the output is written
 	manifests, err := out.YAML()
-	return Result{Manifests: manifests, Summary: summarise(decisions), Decisions: decisions}, err
+	return Result{Manifests: manifests, Summary: summarise(decisions, plan.Jobs()), Decisions: decisions}, err
+}
+
+// plan renders the overlay, finds its images and decides on them.
+func (r Render) plan(ctx context.Context) (*render.Output, *pin.Plan, []Decision, error) {
+	out, err := render.Build(ctx, r.Dir)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	locked, err := readLock(r.Dir)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	objects := out.Objects()
+	if len(objects) == 0 && !r.Settings.AllowEmpty {
+		return nil, nil, nil, fault.New("give parameter allow-empty: \"true\" if that is what you want",
+			"the overlay renders no objects, and Argo CD would delete what runs")
+	}
+	policy := r.Settings.Policy
+	for _, f := range out.ImageFields() {
+		policy.Fields = append(slices.Clip(policy.Fields), pin.Field{Group: f.Group, Version: f.Version, Kind: f.Kind, Path: f.Path})
+	}
+	plan, err := pin.New(objects, policy)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return out, plan, r.decide(ctx, plan.Images(), locked), nil
 }
 
 // readLock returns the lock beside the overlay, nil when there is none. A link is refused: its target may be any

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,7 +29,8 @@ type world struct {
 	digest  map[string]string          // where the registry's tags stand
 	served  map[string]map[string]bool // every digest that a tag ever stood at
 	down    bool
-	asked   int // look-ups at the registry
+	mu      sync.Mutex // look-ups come from several goroutines
+	asked   int        // look-ups at the registry
 	cache   *cache.Cache
 	commits []commit
 	mode    Mode
@@ -78,6 +80,8 @@ func (w *world) write(name, content string) {
 
 // Resolve is the registry behind the cache.
 func (w *world) Resolve(_ context.Context, refs []image.Ref) []image.Resolution {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	out := make([]image.Resolution, len(refs))
 	for i, r := range refs {
 		w.asked++

@@ -27,14 +27,14 @@ const (
 // .argocd-source files, so that none of them names an endpoint, a credential or a command.
 type Settings struct {
 	Mode       Mode
-	Tags       image.Tags
+	Policy     pin.Policy
 	PinFormat  pin.Format
 	AllowEmpty bool
 }
 
 // Defaults returns the settings of a render about which nobody said anything.
 func Defaults() Settings {
-	return Settings{Mode: Follow, Tags: image.Tags{image.DefaultTag}, PinFormat: pin.TagAndDigest}
+	return Settings{Mode: Follow, Policy: pin.Policy{Tags: image.Tags{image.DefaultTag}}, PinFormat: pin.TagAndDigest}
 }
 
 // Parameter is one of the settings as Argo CD announces it and as a flag of generate: same name, same meaning.
@@ -65,6 +65,41 @@ func Parameters() []Parameter {
 			},
 		},
 		{
+			Name: "exclude-images", Title: "Images left alone", Type: "array",
+			Tooltip: "Globs of images that are never pinned, by registry and repository or as written: ghcr.io/acme/**, nginx.",
+			set: func(s *Settings, v []string) error {
+				s.Policy.Exclude = slices.Clone(v)
+				return s.Policy.Check()
+			},
+		},
+		{
+			Name: "exclude-kinds", Title: "Kinds left alone", Type: "array",
+			Tooltip: "Globs of kinds in which nothing is pinned, such as Job: a Job is immutable, a new digest makes its sync fail.",
+			set: func(s *Settings, v []string) error {
+				s.Policy.ExcludeKinds = slices.Clone(v)
+				return s.Policy.Check()
+			},
+		},
+		{
+			Name: "image-fields", Title: "More image fields", Type: "array",
+			Tooltip: "More places of images, as KIND.GROUP:path with kustomize's field paths: Backup.acme.io:spec/runner/image. KIND.GROUP: may be left out.",
+			set: func(s *Settings, v []string) error {
+				s.Policy.Fields = make([]pin.Field, len(v))
+				for i, text := range v {
+					s.Policy.Fields[i] = parseField(text)
+				}
+				return s.Policy.Check()
+			},
+		},
+		{
+			Name: "include-images", Title: "Images to pin", Type: "array",
+			Tooltip: "Globs of the only images that are pinned, in the form of exclude-images. None means all.",
+			set: func(s *Settings, v []string) error {
+				s.Policy.Include = slices.Clone(v)
+				return s.Policy.Check()
+			},
+		},
+		{
 			Name: "mode", Title: "Mode", Type: "string", Default: string(Follow),
 			Tooltip: "Who decides on digests: follow (the lock, the registry for images it lacks), live (the registry at the branch's tip) or locked (the lock only).",
 			set: func(s *Settings, v []string) error {
@@ -85,11 +120,21 @@ func Parameters() []Parameter {
 				if len(v) == 0 {
 					return errors.New("no tags: nothing would be pinned")
 				}
-				s.Tags = slices.Clone(image.Tags(v))
-				return s.Tags.Check()
+				s.Policy.Tags = slices.Clone(image.Tags(v))
+				return s.Policy.Check()
 			},
 		},
 	}
+}
+
+// parseField reads KIND.GROUP:path, where KIND.GROUP: and .GROUP may be missing.
+func parseField(text string) pin.Field {
+	kind, path, found := strings.Cut(text, ":")
+	if !found {
+		return pin.Field{Path: text}
+	}
+	kind, group, _ := strings.Cut(kind, ".")
+	return pin.Field{Kind: kind, Group: group, Path: path}
 }
 
 // Modes returns all modes, the one that asks most of a registry last.

@@ -42,7 +42,7 @@ func TestGeneratedFiles(t *testing.T) {
 func TestParameters(t *testing.T) {
 	t.Parallel()
 	for _, p := range Parameters() {
-		s := Settings{}
+		s := Defaults()
 		if err := p.Set(&s, p.Default); err != nil {
 			t.Errorf("default of %s: %v", p.Name, err)
 		}
@@ -57,8 +57,13 @@ func TestParameters(t *testing.T) {
 		{
 			"all",
 			`[{"name":"mode","string":"locked"},{"name":"tags","array":["latest","dev-*"]},
-			  {"name":"pin-format","string":"digest"},{"name":"allow-empty","string":"true"}]`,
-			Settings{Mode: Locked, Tags: image.Tags{"latest", "dev-*"}, PinFormat: pin.DigestOnly, AllowEmpty: true},
+			  {"name":"pin-format","string":"digest"},{"name":"allow-empty","string":"true"},
+			  {"name":"include-images","array":["ghcr.io/**"]},{"name":"exclude-images","array":["nginx"]},
+			  {"name":"exclude-kinds","array":["Job"]},{"name":"image-fields","array":["spec/x","Backup:spec/y","Backup.acme.io:spec/z"]}]`,
+			Settings{Mode: Locked, PinFormat: pin.DigestOnly, AllowEmpty: true, Policy: pin.Policy{
+				Tags: image.Tags{"latest", "dev-*"}, Include: []string{"ghcr.io/**"}, Exclude: []string{"nginx"}, ExcludeKinds: []string{"Job"},
+				Fields: []pin.Field{{Path: "spec/x"}, {Kind: "Backup", Path: "spec/y"}, {Kind: "Backup", Group: "acme.io", Path: "spec/z"}},
+			}},
 		},
 	}
 	for _, tt := range tests {
@@ -76,12 +81,15 @@ func TestParametersRefused(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ in, want, hint string }{
 		{`{`, "source.plugin.parameters", "list of entries"},
-		{`[{"name":"server","string":"http://evil"}]`, `unknown parameter "server"`, "valid parameters are allow-empty, mode, pin-format, tags"},
+		{`[{"name":"server","string":"http://evil"}]`, `unknown parameter "server"`, "valid parameters are allow-empty, exclude-images, exclude-kinds, image-fields, include-images, mode, pin-format, tags"},
 		{`[{"name":"mode","array":["follow"]}]`, `parameter "mode" is not of type string`, "write it as {name: mode, string: …}"},
 		{`[{"name":"mode"}]`, `parameter "mode" is not of type string`, ""},
 		{`[{"name":"mode","string":"x"}]`, `"x" is not one of follow, live, locked`, "follow (the lock"},
 		{`[{"name":"tags","array":[]}]`, "nothing would be pinned", ""},
 		{`[{"name":"tags","array":["[a"]}]`, `tag pattern "[a"`, ""},
+		{`[{"name":"exclude-images","array":["nginx:latest"]}]`, "give the name without tag", ""},
+		{`[{"name":"exclude-kinds","array":["[a"]}]`, `kind pattern "[a"`, ""},
+		{`[{"name":"image-fields","array":["spec//x"]}]`, `field path "spec//x"`, ""},
 		{`[{"name":"allow-empty","string":"maybe"}]`, `"maybe" is neither true nor false`, ""},
 		{`[{"name":"mode","string":"follow"},{"name":"mode","string":"locked"}]`, `parameter "mode" is given twice`, ""},
 	}
@@ -107,7 +115,7 @@ func FuzzParameters(f *testing.F) {
 		if s.Read(in) != nil {
 			return
 		}
-		if (s.Mode != Follow && s.Mode != Live && s.Mode != Locked) || len(s.Tags) == 0 || s.Tags.Check() != nil ||
+		if (s.Mode != Follow && s.Mode != Live && s.Mode != Locked) || len(s.Policy.Tags) == 0 || s.Policy.Check() != nil ||
 			(s.PinFormat != pin.TagAndDigest && s.PinFormat != pin.DigestOnly) {
 			t.Errorf("Read(%q) gives %+v", in, s)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -22,51 +23,47 @@ const (
 	DigestOnly   Format = "digest" // name@sha256:…
 )
 
-// containerLists are the fields whose items are containers, wherever they stand: in a Pod, in a template of a
-// template, in a custom resource that embeds a pod spec.
-var containerLists = []string{"containers", "initContainers", "ephemeralContainers"}
-
-// skippedKinds may contain a container list without running it: a CustomResourceDefinition in the defaults of its
-// schema, a ConfigMap or Secret as data.
-var skippedKinds = []string{"CustomResourceDefinition", "ConfigMap", "Secret"}
+// maxQuote bounds how much of an invalid value an error repeats, so that one value cannot hide the others.
+const maxQuote = 80
 
 // Plan is the set of mutable image references of one render. It holds on to the objects' nodes and is not safe for
 // concurrent use.
 type Plan struct {
-	fields []field
+	objects []*yaml.Node
+	policy  Policy
+	fields  []field
 }
 
 // field is one scalar that holds a mutable reference.
 type field struct {
-	node *yaml.Node
-	ref  image.Ref
+	node   *yaml.Node
+	object *yaml.Node
+	ref    image.Ref
+	before string // the scalar as its author wrote it
 }
 
-// New finds the image references of objects and keeps those that tags calls mutable. References that are empty or
+// New finds the image references of objects and keeps those that the policy pins. References that are empty or
 // templated ("${TAG}", "{{ .tag }}") and ko:// are not references yet and are left alone. All other text that is not
-// a valid reference is an error, which names each object and field.
-func New(objects []*yaml.Node, tags image.Tags) (*Plan, error) {
-	p := &Plan{}
+// a valid reference is an error, which names each object and field. The policy must be one that Check accepts.
+func New(objects []*yaml.Node, policy Policy) (*Plan, error) {
+	p := &Plan{objects: single(objects), policy: policy}
 	var bad []string
-	for _, o := range objects {
-		if slices.Contains(skippedKinds, scalar(o, "kind")) {
-			continue
-		}
-		w := walker{}
+	w := walker{policy: policy}
+	for _, o := range p.objects {
 		w.found = func(n *yaml.Node) {
-			if !isReference(n) {
+			if w.noReference(n) != "" {
 				return
 			}
 			ref, err := image.Parse(n.Value)
 			if err != nil {
-				bad = append(bad, fmt.Sprintf("%s %s: %v", name(o), w.path(), err))
+				bad = append(bad, fmt.Sprintf("%s %s: %s", name(o), w.path(), complaint(n.Value, err)))
 				return
 			}
-			if tags.Mutable(ref) {
-				p.fields = append(p.fields, field{node: n, ref: ref})
+			if policy.skip(ref) == "" {
+				p.fields = append(p.fields, field{node: n, object: o, ref: ref, before: n.Value})
 			}
 		}
-		w.walk(o)
+		w.object(o)
 	}
 	if len(bad) > 0 {
 		return nil, fault.New("correct the reference: registry.example.com/path/name:tag, lower case",
@@ -106,94 +103,74 @@ func (p *Plan) Apply(digests map[string]string, format Format) error {
 	return nil
 }
 
-func isReference(n *yaml.Node) bool {
-	v := n.Value
-	return n.Kind == yaml.ScalarNode && n.ShortTag() == "!!str" && v != "" && !strings.HasPrefix(v, "ko://") &&
-		!strings.Contains(v, "${") && !strings.Contains(v, "$(") && !strings.Contains(v, "{{")
-}
-
-// walker goes through an object and calls found with each container's image. It keeps the way to the current node so
-// that a path is only put together for somebody who asks.
-type walker struct {
-	way   []step
-	found func(n *yaml.Node)
-}
-
-type step struct {
-	key   string
-	index int // of an item of a list, when key is ""
-}
-
-func (w *walker) walk(n *yaml.Node) {
-	switch n.Kind {
-	case yaml.MappingNode:
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			key, value := n.Content[i].Value, n.Content[i+1]
-			w.way = append(w.way, step{key: key})
-			if value.Kind == yaml.SequenceNode && slices.Contains(containerLists, key) {
-				w.containers(value)
-			}
-			w.walk(value)
-			w.way = w.way[:len(w.way)-1]
+// Jobs returns the Jobs in which a reference is pinned and whose sync fails once its digest moves, in output order:
+// Kubernetes does not let a Job's image change. Not among them are Jobs that Argo CD makes anew: its hooks, those with a
+// generated name, and those that a sync option replaces.
+func (p *Plan) Jobs() []string {
+	var jobs []string
+	var last *yaml.Node
+	for _, f := range p.fields {
+		if group, _, kind := typeOf(f.object); group == "batch" && kind == "Job" && f.object != last && !remade(f.object) {
+			jobs = append(jobs, name(f.object))
 		}
-	case yaml.SequenceNode:
-		for i, item := range n.Content {
-			w.way = append(w.way, step{index: i})
-			w.walk(item)
-			w.way = w.way[:len(w.way)-1]
-		}
+		last = f.object
 	}
+	return jobs
 }
 
-func (w *walker) containers(list *yaml.Node) {
-	for i, c := range list.Content {
-		if img := value(c, "image"); img != nil {
-			w.way = append(w.way, step{index: i}, step{key: "image"})
-			w.found(img)
-			w.way = w.way[:len(w.way)-2]
-		}
+func remade(job *yaml.Node) bool {
+	meta := value(job, "metadata")
+	if meta == nil {
+		return false
 	}
-}
-
-// path returns where the walker is: "spec.template.spec.containers[0].image".
-func (w *walker) path() string {
-	var b strings.Builder
-	for _, s := range w.way {
-		switch {
-		case s.key == "":
-			fmt.Fprintf(&b, "[%d]", s.index)
-		case b.Len() > 0:
-			b.WriteString("." + s.key)
-		default:
-			b.WriteString(s.key)
-		}
+	if scalar(meta, "name") == "" && scalar(meta, "generateName") != "" {
+		return true
 	}
-	return b.String()
-}
-
-func value(n *yaml.Node, key string) *yaml.Node {
-	if n.Kind == yaml.MappingNode {
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			if n.Content[i].Value == key {
-				return n.Content[i+1]
-			}
-		}
+	annotations := value(meta, "annotations")
+	if annotations == nil {
+		return false
 	}
-	return nil
+	options := scalar(annotations, "argocd.argoproj.io/sync-options")
+	return value(annotations, "argocd.argoproj.io/hook") != nil || value(annotations, "helm.sh/hook") != nil ||
+		strings.Contains(options, "Replace=true") || strings.Contains(options, "Force=true")
 }
 
-func scalar(n *yaml.Node, key string) string {
-	if v := value(n, key); v != nil {
-		return v.Value
+// noReference returns why n, at the walker's place, is not even read as a reference, "" when it is.
+func (w *walker) noReference(n *yaml.Node) string {
+	v, tag := n.Value, n.ShortTag()
+	switch {
+	case tag == "!!null", tag == "!!str" && v == "":
+		return empty
+	case tag != "!!str":
+		return noText
+	case strings.HasPrefix(v, "ko://"):
+		return koBuild
+	case strings.Contains(v, "${"), strings.Contains(v, "$("), strings.Contains(v, "{{"):
+		return template
+	case w.excluded:
+		return excludedKind
+	case w.patterns && strings.ContainsAny(v, "*?!<>|& "):
+		return pattern
 	}
 	return ""
 }
 
-// name returns "Deployment/backend", what kubectl calls the object.
-func name(o *yaml.Node) string {
-	meta := value(o, "metadata")
-	if meta == nil {
-		return scalar(o, "kind")
+// complaint is the text of an error of [image.Parse] about value, with what it quotes cut to a readable length.
+func complaint(value string, err error) string {
+	text, found := strings.CutPrefix(err.Error(), "image "+strconv.Quote(value)+": ")
+	if !found {
+		return text
 	}
-	return scalar(o, "kind") + "/" + scalar(meta, "name")
+	if part, err := strconv.QuotedPrefix(text); err == nil {
+		unquoted, _ := strconv.Unquote(part)
+		text = quote(unquoted) + text[len(part):]
+	}
+	return "image " + quote(value) + ": " + text
+}
+
+func quote(s string) string {
+	if len(s) > maxQuote {
+		s = strings.ToValidUTF8(s[:maxQuote], "") + "…"
+	}
+	return strconv.Quote(s)
 }

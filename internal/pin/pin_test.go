@@ -74,7 +74,7 @@ func all(p *Plan) map[string]string {
 func pinned(t *testing.T, text string, format Format) string {
 	t.Helper()
 	objects := decode(t, text)
-	p, err := New(objects, latest)
+	p, err := New(objects, Policy{Tags: latest})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +216,7 @@ func TestUntouched(t *testing.T) {
 			t.Parallel()
 			objects := decode(t, tt.text)
 			before := encode(t, objects)
-			p, err := New(objects, latest)
+			p, err := New(objects, Policy{Tags: latest})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -250,7 +250,7 @@ func TestSpelling(t *testing.T) {
 	for _, tt := range tests {
 		for format, want := range map[Format]string{TagAndDigest: tt.tag, DigestOnly: tt.digest} {
 			objects := decode(t, "kind: Pod\nspec:\n  containers:\n  - image: "+tt.in+"\n")
-			p, err := New(objects, latest)
+			p, err := New(objects, Policy{Tags: latest})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -273,7 +273,7 @@ func TestSpelling(t *testing.T) {
 func TestImages(t *testing.T) {
 	t.Parallel()
 	objects := decode(t, "kind: Pod\nspec: {containers: [{image: 'x:dev'}, {image: 'docker.io/x'}, {image: x}, {image: 'a.io/b'}, {image: 'x:v1'}]}\n")
-	p, err := New(objects, image.Tags{"latest", "dev*"})
+	p, err := New(objects, Policy{Tags: image.Tags{"latest", "dev*"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -312,7 +312,7 @@ spec: {containers: [{image: 'a b'}]}
 kind: Pod
 metadata: {name: long}
 spec: {containers: [{image: '`+strings.Repeat("a", 5000)+`:x:y'}]}
-`), latest)
+`), Policy{Tags: latest})
 	if err == nil {
 		t.Fatal("no error")
 	}
@@ -336,7 +336,7 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 	for name, last := range map[string]string{"missing": "", "not a digest": "sha256:0123", "with more": digest + " # x"} {
 		objects := decode(t, "kind: Pod\nspec: {containers: [{image: a}, {image: b}, {image: c}]}\n")
 		before := encode(t, objects)
-		p, err := New(objects, latest)
+		p, err := New(objects, Policy{Tags: latest})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -351,13 +351,40 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 	}
 }
 
-// FuzzPlan: whatever the objects are, there is no panic, and pinning changes image scalars of containers and no other
-// byte: with the old values put back, the output is what it was.
+// TestPlacesAreAllOrNothing: with one digest missing, whichever it is, no object of any kind changes.
+func TestPlacesAreAllOrNothing(t *testing.T) {
+	t.Parallel()
+	objects := decode(t, manifests(t))
+	before := encode(t, objects)
+	p, err := New(objects, Policy{Tags: latest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range p.Images() {
+		digests := all(p)
+		delete(digests, r.String())
+		if err := p.Apply(digests, TagAndDigest); err == nil || !strings.Contains(err.Error(), r.String()) {
+			t.Errorf("Apply: %v, want an error about %s", err, r)
+		}
+	}
+	if diff := cmp.Diff(before, encode(t, objects)); diff != "" {
+		t.Errorf("changed (-before +after):\n%s", diff)
+	}
+}
+
+// FuzzPlan: whatever the objects are, there is no panic, and pinning changes image scalars in known places and no other
+// byte: each changed scalar stands where it may, became what it should, and with the old values put back the output
+// is what it was.
 func FuzzPlan(f *testing.F) {
 	f.Add([]byte("kind: Pod\nspec:\n  containers:\n  - image: a\n  - image: 'b:latest'\n"))
 	f.Add([]byte("kind: X\na: &a {containers: [{image: x}]}\nb: *a\n---\n[{containers: [{image: \"y\"}]}]\n"))
 	f.Add([]byte("kind: ConfigMap\ndata: {containers: [{image: x}]}\n"))
 	f.Add([]byte("containers:\n- image: |\n    x\n- image: >-\n    y\n- ? image\n  : !!str z\n- {image: ! w, image: v}\n"))
+	f.Add([]byte("kind: List\nitems: [{kind: List, items: [{mine: [a, [b]], sidecarImage: 'x:y'}, 1, null]}]\n"))
+	for doc := range strings.SplitSeq(manifests(f), "---\n") {
+		f.Add([]byte(doc))
+	}
+	policy := Policy{Tags: latest, Exclude: []string{"**/x*"}, ExcludeKinds: []string{"Odd*"}, Fields: []Field{{Path: "mine[]"}}}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		objects, err := documents(text)
 		if err != nil {
@@ -367,33 +394,97 @@ func FuzzPlan(f *testing.F) {
 		if !ok {
 			return
 		}
-		p, err := New(objects, latest)
+		was := scalars(objects)
+		p, err := New(objects, policy)
 		if err != nil {
 			if after, _ := marshal(objects); after != before {
 				t.Errorf("New changed\n%s\nto\n%s", before, after)
 			}
 			return
 		}
-		old := make([]string, len(p.fields))
-		for i, f := range p.fields {
-			old[i] = f.node.Value
-			if r, err := image.Parse(old[i]); err != nil || !latest.Mutable(r) {
-				t.Errorf("%q is not a mutable reference", old[i])
-			}
-		}
+		uses := p.Uses()
 		if err := p.Apply(all(p), TagAndDigest); err != nil {
 			t.Fatal(err)
 		}
-		for i, f := range p.fields {
-			if want := strings.TrimSuffix(old[i], ":latest") + ":latest@" + digest; f.node.Value != want {
-				t.Errorf("%q became %q", old[i], f.node.Value)
+		if diff := cmp.Diff(uses, p.Uses()); diff != "" {
+			t.Errorf("Uses changed (-before +after):\n%s", diff)
+		}
+		changes := 0
+		for i, s := range scalars(objects) {
+			old := was[i].value
+			if s.value == old {
+				continue
 			}
-			f.node.Value = old[i]
+			changes++
+			if r, err := image.Parse(old); err != nil || !latest.Mutable(r) || !mayHold(s.path) {
+				t.Errorf("%s: %q is not a mutable reference in a known place", s.path, old)
+			}
+			if want := strings.TrimSuffix(old, ":latest") + ":latest@" + digest; s.value != want {
+				t.Errorf("%s: %q became %q", s.path, old, s.value)
+			}
+			s.node.Value = old
 		}
 		if after, _ := marshal(objects); after != before {
 			t.Errorf("changed more than image scalars:\n%s\nto\n%s", before, after)
 		}
+		pinned := slices.DeleteFunc(uses, func(u Use) bool { return u.Skipped != "" })
+		if len(pinned) != changes || len(p.fields) != changes {
+			t.Errorf("%d scalars changed, %d planned, %d told", changes, len(p.fields), len(pinned))
+		}
 	})
+}
+
+// located is a scalar, its value at some time, and its path without the items' numbers.
+type located struct {
+	node        *yaml.Node
+	path, value string
+}
+
+// scalars returns all scalars, found without the code under test.
+func scalars(objects []*yaml.Node) (all []located) {
+	var visit func(n *yaml.Node, path string)
+	visit = func(n *yaml.Node, path string) {
+		switch n.Kind {
+		case yaml.ScalarNode:
+			all = append(all, located{n, path, n.Value})
+		case yaml.MappingNode:
+			for i := 0; i+1 < len(n.Content); i += 2 {
+				visit(n.Content[i], path+"/(key)")
+				visit(n.Content[i+1], path+"/"+n.Content[i].Value)
+			}
+		case yaml.SequenceNode:
+			for _, item := range n.Content {
+				visit(item, path+"[]")
+			}
+		}
+	}
+	for _, o := range objects {
+		visit(o, "")
+	}
+	return all
+}
+
+// mayHold reports whether an image reference may stand at path.
+func mayHold(path string) bool {
+	for _, end := range []string{"/containers[]/image", "/initContainers[]/image", "/ephemeralContainers[]/image", "/volumes[]/image/reference"} {
+		if strings.HasSuffix(path, end) {
+			return true
+		}
+	}
+	path = strings.ReplaceAll(path, "[]", "")
+	if strings.HasSuffix(path, "/mine") {
+		return true
+	}
+	for _, row := range places {
+		for _, under := range row.under {
+			for _, end := range row.paths {
+				if strings.HasSuffix(path, "/"+strings.ReplaceAll(under+"/"+end, "[]", "")) {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // marshal returns the objects as YAML. The library panics on some documents that it reads, such as one that contains
@@ -425,7 +516,7 @@ func BenchmarkPlan(b *testing.B) {
 		fmt.Fprintf(&text, deployment, i, i%50)
 	}
 	source := decode(b, text.String())
-	p, err := New(source, latest)
+	p, err := New(source, Policy{Tags: latest})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -436,7 +527,7 @@ func BenchmarkPlan(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		p, err := New(source, latest)
+		p, err := New(source, Policy{Tags: latest})
 		if err != nil {
 			b.Fatal(err)
 		}

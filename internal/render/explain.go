@@ -1,6 +1,7 @@
 package render
 
 import (
+	"cmp"
 	"errors"
 	"os/exec"
 	"path/filepath"
@@ -14,8 +15,6 @@ import (
 // base, and the error holds both attempts of every level around the one sentence that helps. What none of them
 // knows stays as it is.
 var rewrites = []struct{ pattern, with string }{
-	// A password in a URL is in Git for all who may read that, and must not go further.
-	{`://[^/@\s]*@`, `://`},
 	// From one base into the next.
 	{`accumulating resources: accumulation err='accumulating resources from '[^']*': '[^']*' must resolve to a file': ` +
 		`(?:recursed accumulation of path|recursed merging from path|couldn't make target for path) '([^']*)': `, `in $1: `},
@@ -40,27 +39,35 @@ var rewrites = []struct{ pattern, with string }{
 
 // hints are the ways out of the usual mistakes, by a part of the text.
 var hints = []struct{ part, hint string }{
+	{errOutside.Error(), "keep what an overlay uses in its repository; if it is there, manifest-generate-paths or a tar exclusion of Argo CD left it out of this render"},
 	{"security; file", "kustomize reads files below their own kustomization only: move the file there, or make its directory a base"},
 	{"cannot be absolute", "name the base by its path from this kustomization, inside of the repository"},
 	{"external plugins disabled", "render what it generates into the repository: plugins, functions and containers never run here"},
 	{"must specify --enable-helm", "render the chart into the repository with helm template: helm never runs here"},
-	{"no such file or directory", "commit the file or correct its name: Argo CD renders what is in Git, and case matters"},
+	{"no such file or directory", "commit the file or correct its name, case matters; if Git has it, manifest-generate-paths or a tar exclusion of Argo CD left it out of this render"},
 	{"yaml: line", "correct the YAML there: tabs, indentation and conflict markers are the usual causes"},
 	{"already registered id", "keep one of the two objects, or tell them apart by name or namespace"},
 }
 
 // explain makes a krusty error readable: the useful part first, paths relative to the overlay, one line, and the way
 // out where we know it.
-func explain(err error, dir string) error {
+func explain(err error, dir string, d *disk) error {
+	if hint := fault.Hint(err); hint != "" { // ours, from disk
+		return fault.New(hint, "kustomize build: %s", relative(err.Error(), dir))
+	}
 	remote := errors.Is(err, exec.ErrNotFound) || strings.Contains(err.Error(), errRemote.Error()) ||
 		strings.Contains(err.Error(), "no 'git' program on path")
-	text := strings.Join(strings.Fields(relative(err.Error(), dir)), " ")
+	text := strings.Join(strings.Fields(withoutSecrets(relative(err.Error(), dir))), " ")
+	entry := ""
+	if remote {
+		entry = relative(d.remote(text), dir)
+	}
 	for _, r := range rewrites {
 		text = regexp.MustCompile(r.pattern).ReplaceAllString(text, r.with)
 	}
 	if remote {
 		return fault.New("copy the base into this repository: remote bases are refused, what they serve can change without a commit",
-			"kustomize build: %w: %s", errRemote, strings.TrimSuffix(text, ": no such file or directory"))
+			"kustomize build: %w: %s", errRemote, cmp.Or(entry, strings.TrimSuffix(text, ": no such file or directory")))
 	}
 	hint := "run \"kustomize build\" in this directory to see the same error with its context"
 	for _, h := range hints {
@@ -70,6 +77,17 @@ func explain(err error, dir string) error {
 		}
 	}
 	return fault.New(hint, "kustomize build: %s", text)
+}
+
+var (
+	credentials = regexp.MustCompile(`://[^/\s'"]*@`)
+	query       = regexp.MustCompile(`(://[^\s'"?]*)\?[^\s'"]*|\?[\w.-]+=[^\s'"]*`)
+)
+
+// withoutSecrets cuts passwords and tokens out of the URLs in text: they are in Git for all who may read that, and must
+// not go further.
+func withoutSecrets(text string) string {
+	return query.ReplaceAllString(credentials.ReplaceAllString(text, "://"), "$1")
 }
 
 // relative rewrites the paths in text as seen from dir, as far as the way up from it: what is mounted where in the

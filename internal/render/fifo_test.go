@@ -3,24 +3,17 @@
 package render
 
 import (
-	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 )
 
-// fifo makes a file whose reader waits until release is called.
-func fifo(t *testing.T, name string) (release func()) {
-	t.Helper()
-	if err := syscall.Mkfifo(name, 0o600); err != nil {
+// TestFIFO: a named pipe is refused, where reading it would wait for ever.
+func TestFIFO(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "KUST", "resources: [fifo]")
+	if err := syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return func() {
-		f, err := os.OpenFile(name, os.O_WRONLY, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := f.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	refused(t, dir, usual, "fifo: not a regular file")
 }

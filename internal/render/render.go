@@ -6,7 +6,6 @@
 package render
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +14,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 
@@ -23,7 +21,6 @@ import (
 	"sigs.k8s.io/kustomize/api/konfig"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/api/resmap"
-	"sigs.k8s.io/kustomize/kyaml/filesys"
 
 	"github.com/digestlock/digestlock/internal/fault"
 )
@@ -36,41 +33,50 @@ const KustomizeVersion = "v5.8.2"
 // errRemote is what a kustomization gets for naming anything outside its repository.
 var errRemote = errors.New("names a remote base or file")
 
-// errEndless is what a file gets that krusty would never be done with.
-var errEndless = errors.New("yaml: an alias inside of its own anchor")
-
 // Output is the result of one build. It is not safe for concurrent use.
-type Output struct{ resources resmap.ResMap }
+type Output struct {
+	resources      resmap.ResMap
+	configurations map[string][]byte
+	maxBytes       int
+}
 
 // Build renders the kustomization in dir as "kustomize build" does: files below their kustomization only, no plugins,
-// no exec, no containers, nothing over the network. It changes process-wide state while it runs (see guard), so that
-// a process calls it once; two calls never overlap.
+// no exec, no containers, nothing over the network, and nothing outside of the repository (see jail). It changes
+// process-wide state while it runs (see guard), so that a process calls it once; two calls never overlap.
 //
 // Build honours ctx by returning early; krusty itself cannot be stopped, so that the caller is expected to end the
 // process then. Errors carry a hint where there is one.
-func Build(ctx context.Context, dir string) (*Output, error) {
+func Build(ctx context.Context, dir string) (*Output, error) { return buildWithin(ctx, dir, usual) }
+
+func buildWithin(ctx context.Context, dir string, l limits) (*Output, error) {
 	if err := hasKustomization(dir); err != nil {
 		return nil, err
 	}
-	root, err := realPath(dir)
+	dir, err := realPath(dir)
 	if err != nil {
 		return nil, err
 	}
+	// Where none can be made, on a read-only file system, krusty can leave nothing behind either.
+	tmp, err := os.MkdirTemp("", "digestlock-render-")
+	if err == nil {
+		defer func() { _ = os.RemoveAll(tmp) }()
+	}
+	d := newDisk(jail(dir), l)
 	type result struct {
 		m   resmap.ResMap
 		err error
 	}
 	done := make(chan result, 1)
 	go func() {
-		m, err := guarded(root)
+		m, err := guarded(d, dir, tmp)
 		done <- result{m, err}
 	}()
 	select {
 	case r := <-done:
 		if r.err != nil {
-			return nil, explain(r.err, root)
+			return nil, explain(r.err, dir, d)
 		}
-		return &Output{resources: r.m}, nil
+		return &Output{resources: r.m, configurations: d.configurations, maxBytes: l.output}, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("kustomize build: %w", context.Cause(ctx))
 	}
@@ -86,7 +92,14 @@ func (o *Output) Objects() []*yaml.Node {
 }
 
 // YAML returns the objects as one multi-document stream, the bytes "kustomize build" prints.
-func (o *Output) YAML() ([]byte, error) { return o.resources.AsYaml() }
+func (o *Output) YAML() ([]byte, error) {
+	data, err := o.resources.AsYaml()
+	if err == nil && len(data) > o.maxBytes {
+		return nil, fault.New("render less at once: split the overlay into several Applications",
+			"the overlay renders %d bytes, %d are the limit", len(data), o.maxBytes)
+	}
+	return data, err
+}
 
 // realPath returns dir as krusty names it in its errors.
 func realPath(dir string) (string, error) {
@@ -118,10 +131,10 @@ func hasKustomization(dir string) error {
 
 var building sync.Mutex
 
-func guarded(dir string) (m resmap.ResMap, err error) {
+func guarded(d *disk, dir, tmp string) (m resmap.ResMap, err error) {
 	building.Lock()
 	defer building.Unlock()
-	defer guard()()
+	defer guard(tmp)()
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("kustomize panicked: %v", p)
@@ -129,55 +142,24 @@ func guarded(dir string) (m resmap.ResMap, err error) {
 	}()
 	o := krusty.MakeDefaultOptions() // RootOnly, no plugins, no functions, no helm
 	o.Reorder = krusty.ReorderOptionUnspecified
-	return krusty.MakeKustomizer(o).Run(disk{filesys.MakeFsOnDisk()}, dir)
-}
-
-// disk refuses a file with an alias inside of its own anchor: krusty follows it until the stack is full, which ends
-// the process with a thousand lines of trace and cannot be recovered from.
-type disk struct{ filesys.FileSystem }
-
-func (d disk) ReadFile(name string) ([]byte, error) {
-	data, err := d.FileSystem.ReadFile(name)
-	if err == nil && bytes.Contains(data, []byte("&")) && endless(data) {
-		return nil, errEndless
+	m, err = krusty.MakeKustomizer(o).Run(d, dir)
+	if d.refused != nil {
+		return nil, d.refused
 	}
-	return data, err
-}
-
-// endless reports whether one of the YAML documents in data contains itself. What is not YAML is not for us to say.
-func endless(data []byte) bool {
-	dec := yaml.NewDecoder(bytes.NewReader(data))
-	for {
-		var n yaml.Node
-		if dec.Decode(&n) != nil {
-			return false
-		}
-		if containsItself(&n, map[*yaml.Node]bool{}) {
-			return true
-		}
-	}
-}
-
-// containsItself tells by the anchors that are open on the way to n.
-func containsItself(n *yaml.Node, open map[*yaml.Node]bool) bool {
-	if n.Kind == yaml.AliasNode {
-		return open[n.Alias]
-	}
-	if n.Anchor != "" {
-		open[n] = true
-		defer delete(open, n)
-	}
-	return slices.ContainsFunc(n.Content, func(c *yaml.Node) bool { return containsItself(c, open) })
+	return m, err
 }
 
 // guard closes what krusty offers no option for and returns the function that opens it again: its loader fetches
 // http(s) through http.DefaultTransport and Git bases by starting whatever "git" PATH names, and its deprecation
-// notices go straight to os.Stderr and the standard logger, where Argo CD would show them in front of an error.
-func guard() (restore func()) {
+// notices go straight to os.Stderr and the standard logger, where Argo CD would show them in front of an error. Its
+// temporary files go below tmp unless that is "".
+func guard(tmp string) (restore func()) {
 	transport, stderr, logTo := http.DefaultTransport, os.Stderr, log.Writer()
-	path, hadPath := os.LookupEnv("PATH")
 	http.DefaultTransport = noNetwork{}
-	_ = os.Setenv("PATH", "")
+	restorePath, restoreTmp := setenv("PATH", ""), func() {}
+	if tmp != "" {
+		restoreTmp = setenv("TMPDIR", tmp)
+	}
 	log.SetOutput(io.Discard)
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err == nil {
@@ -186,12 +168,21 @@ func guard() (restore func()) {
 	return func() {
 		http.DefaultTransport, os.Stderr = transport, stderr
 		log.SetOutput(logTo)
-		_ = os.Unsetenv("PATH")
-		if hadPath {
-			_ = os.Setenv("PATH", path)
-		}
+		restorePath()
+		restoreTmp()
 		if null != nil {
 			_ = null.Close()
+		}
+	}
+}
+
+func setenv(key, value string) (restore func()) {
+	old, had := os.LookupEnv(key)
+	_ = os.Setenv(key, value)
+	return func() {
+		_ = os.Unsetenv(key)
+		if had {
+			_ = os.Setenv(key, old)
 		}
 	}
 }
