@@ -300,3 +300,34 @@ func TestParameters(t *testing.T) {
 		}
 	})
 }
+
+// TestLive: in mode live the registry decides at the tip of the branch, and the lock at every other commit. Whether a
+// commit is the tip is read from the .git that Argo CD's own client made and its repo-server shipped.
+func TestLive(t *testing.T) {
+	s := newStack(t)
+	image := s.registry.image(serverLatest)
+	mode := "live"
+	live := application{dev.path, v1alpha1.ApplicationSourcePluginParameters{{Name: "mode", String_: &mode}}}
+	digest1 := s.registry.push(t, serverLatest)
+	s.mustRender(t, live, s.git.head(t))
+	s.companion(t)
+	commit1 := s.git.head(t)
+
+	digest2 := s.registry.push(t, serverLatest)
+	s.flush(t, image)
+	if got, want := images(t, s.mustRender(t, live, commit1)), []string{image + "@" + digest2}; !slices.Equal(got, want) {
+		t.Errorf("at the tip: images = %q, want %q", got, want)
+	}
+	s.companion(t)
+	if head := s.git.head(t); head == commit1 {
+		t.Fatal("the companion did not commit what moved")
+	}
+	if got, want := images(t, s.mustRender(t, live, commit1)), []string{image + "@" + digest1}; !slices.Equal(got, want) {
+		t.Errorf("behind the tip: images = %q, want those of the lock, %q", got, want)
+	}
+	s.registry.stop()
+	s.resolver.terminate(t)
+	if got, want := images(t, s.mustRender(t, live, s.git.head(t))), []string{image + "@" + digest2}; !slices.Equal(got, want) {
+		t.Errorf("with registry and resolver stopped: images = %q, want those of the lock, %q", got, want)
+	}
+}
