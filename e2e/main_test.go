@@ -28,6 +28,9 @@ const (
 	asRegistry  = "registry"
 )
 
+// kustomizeVersion is the linker flag of the Makefile without which kustomize does not know its version.
+const kustomizeVersion = "-X sigs.k8s.io/kustomize/api/provenance.version=v5.8.2"
+
 // binDir holds digestlock and digestlock-companion, built once by TestMain and only read afterwards.
 var binDir string
 
@@ -67,7 +70,7 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 
-	build := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "./cmd/digestlock", "./cmd/digestlock-companion")
+	build := exec.Command("go", "build", "-ldflags", kustomizeVersion, "-o", dir+string(filepath.Separator), "./cmd/digestlock", "./cmd/digestlock-companion")
 	build.Dir = ".." // the program's own go.mod, not ours
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "e2e: build digestlock: %v\n%s", err, out)
