@@ -138,3 +138,20 @@ func TestSilentResolver(t *testing.T) {
 		t.Errorf("silent resolver: %v", err)
 	}
 }
+
+// TestUnreachable: the way out depends on how the resolver is reached.
+func TestUnreachable(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]string{
+		"unix:///nowhere/resolver.sock": "mount the socket's volume", "http://127.0.0.1:1": "NetworkPolicy",
+	} {
+		c, err := NewClient(address, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Pins(t.Context()); !errors.Is(err, image.ErrUnavailable) || !strings.Contains(fault.Hint(err), want) {
+			t.Errorf("%s: %v with hint %q, want %q in it", address, err, fault.Hint(err), want)
+		}
+		c.Close()
+	}
+}

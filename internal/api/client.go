@@ -167,6 +167,9 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 
 func (c *Client) unreachable(ctx context.Context, err error) error {
 	hint := "check that \"digestlock serve\" runs and that both containers mount the socket's volume"
+	if !strings.HasPrefix(c.name, "unix:") {
+		hint = "check the address, that \"digestlock serve\" runs there, and that a NetworkPolicy lets this pod reach its port"
+	}
 	switch {
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)
