@@ -109,15 +109,11 @@ type resolvers struct {
 // read anew, so that it may be rotated.
 func (r *resolvers) replicas(ctx context.Context) ([]companion.Replica, error) {
 	r.close()
-	var token string
-	if r.tokenFile != "" {
-		tokens, err := secret("resolver-token-file", r.tokenFile)
-		if err != nil {
-			return nil, err
-		}
-		token, _, _ = strings.Cut(tokens, "\n")
+	token, err := api.Token(r.tokenFile)
+	if err != nil {
+		return nil, fault.New("mount the resolver's token file there, readable for this user", "--resolver-token-file: %w", err)
 	}
-	clients, err := api.Replicas(ctx, r.address, strings.TrimSpace(token))
+	clients, err := api.Replicas(ctx, r.address, token)
 	if err != nil {
 		return nil, err
 	}

@@ -62,7 +62,7 @@ func setup(t *testing.T, git *gittest.Server, env *testscript.Env) error {
 	s.cache = cache.New(s.registry, cache.Options{})
 	env.Defer(s.cache.Close)
 	env.Values[surroundingsKey{}] = s
-	for name, content := range map[string]string{"token": "t0ken\n", "password": git.Auth.Password + "\n", "ca.pem": string(git.Auth.CA)} {
+	for name, content := range map[string]string{"token": "# for the companion\nt0ken\n", "password": git.Auth.Password + "\n", "ca.pem": string(git.Auth.CA)} {
 		if err := os.WriteFile(filepath.Join(env.WorkDir, name), []byte(content), 0o600); err != nil {
 			return err
 		}

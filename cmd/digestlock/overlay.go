@@ -10,7 +10,6 @@ import (
 
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cli"
-	"github.com/digestlock/digestlock/internal/daemon"
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
@@ -88,13 +87,9 @@ func (o *overlay) resolver() (plugin.Resolver, error) {
 	if o.server == "" {
 		return direct{registry.New(registry.Options{Insecure: o.insecure})}, nil
 	}
-	var token string
-	if o.tokenFile != "" {
-		tokens, err := daemon.Tokens(o.tokenFile)
-		if err != nil {
-			return nil, fault.New("give a file with the resolver's token", "--server-token-file: %w", err)
-		}
-		token = tokens[0]
+	token, err := api.Token(o.tokenFile)
+	if err != nil {
+		return nil, fault.New("give a file with the resolver's token", "--server-token-file: %w", err)
 	}
 	c, err := api.NewClient(o.server, token)
 	if err != nil {

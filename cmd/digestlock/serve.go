@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cache"
 	"github.com/digestlock/digestlock/internal/cli"
 	"github.com/digestlock/digestlock/internal/daemon"
@@ -60,7 +61,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	}
 	log := slog.New(slog.NewJSONHandler(env.Stderr, &slog.HandlerOptions{Level: level}))
 	if *tokenFile != "" {
-		if _, err := daemon.Tokens(*tokenFile); err != nil {
+		if _, err := api.Tokens(*tokenFile); err != nil {
 			return fault.New("put at least one token into the file, for example with: openssl rand -hex 32", "--token-file: %w", err)
 		}
 	}

@@ -110,7 +110,7 @@ func (u *updater) attempt(ctx context.Context, tip *gitrepo.Snapshot) error {
 func (u *updater) read(ctx context.Context, tip *gitrepo.Snapshot) (map[string]*lock.Document, error) {
 	locks := map[string]*lock.Document{}
 	dirs := map[string]string{} // by lock file
-	for dir := range u.target.paths {
+	for _, dir := range slices.Sorted(maps.Keys(u.target.paths)) {
 		switch err := holdsKustomization(tip, dir); {
 		case err != nil && gone(tip, dir): // a ledger remembers what was rendered there before
 			u.c.o.Log.Info("path is gone, nothing to write", "repository", u.target.repository.URL, "branch", u.target.branch, "path", dir)

@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -283,7 +282,7 @@ func (s *Server) protected(next http.Handler) http.Handler {
 			s.refuse(w, http.StatusForbidden, fault.New("start digestlock serve with --token-file", "no token is configured, this route is closed"))
 			return
 		}
-		tokens, err := Tokens(s.o.TokenFile)
+		tokens, err := api.Tokens(s.o.TokenFile)
 		if err != nil {
 			s.o.Log.Error("token file not read", "error", err)
 			s.refuse(w, http.StatusServiceUnavailable, errors.New("the resolver cannot read its token file"))
@@ -303,29 +302,6 @@ func (s *Server) protected(next http.Handler) http.Handler {
 func equal(a, b string) bool {
 	x, y := sha256.Sum256([]byte(a)), sha256.Sum256([]byte(b))
 	return subtle.ConstantTimeCompare(x[:], y[:]) == 1
-}
-
-// Tokens reads a token file: one token a line, at least one. Empty lines and lines that begin with # do not count.
-func Tokens(file string) ([]string, error) {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	var tokens []string
-	for i, line := range strings.Split(string(data), "\n") {
-		token := strings.TrimSpace(line)
-		if token == "" || strings.HasPrefix(token, "#") {
-			continue
-		}
-		if len(strings.Fields(token)) > 1 {
-			return nil, fmt.Errorf("%s:%d: a token with a blank in it", file, i+1)
-		}
-		tokens = append(tokens, token)
-	}
-	if len(tokens) == 0 {
-		return nil, fmt.Errorf("%s holds no token", file)
-	}
-	return tokens, nil
 }
 
 // refuse answers with a problem. A client's mistake is the client's to log.

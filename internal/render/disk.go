@@ -150,7 +150,7 @@ func (d *disk) read(name string) ([]byte, error) {
 	if err := d.take(name, info.Size()); err != nil {
 		return nil, err
 	}
-	data, err := os.ReadFile(name) //nolint:gosec // below root
+	data, err := os.ReadFile(name)
 	if err != nil {
 		return nil, fault.New("make the file readable", "%w", err)
 	}

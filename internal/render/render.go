@@ -2,7 +2,8 @@
 //
 // One render per process: krusty keeps the OpenAPI schema in process-wide variables, so concurrent builds race and
 // one build's custom schema changes the next (measured with v0.21.2: 120 silently wrong outputs). Who is tempted to
-// keep a process warm finds the figures in docs/decisions.
+// keep a process warm: that would be 1.2 times faster in sum (measured over 900 real overlays), and 32 of them came out
+// different after one with a custom schema.
 package render
 
 import (
