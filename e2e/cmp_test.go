@@ -211,7 +211,7 @@ func TestConcurrentRenders(t *testing.T) {
 // and, in the Application's condition, "Failed to load target state: failed to generate manifest for source 1 of 1:
 // rpc error: code = Unknown desc = " before that.
 var pluginError = regexp.MustCompile("^error generating manifests: `digestlock generate` failed exit status 1: " +
-	"digestlock: error: [^\n]+\ndigestlock: hint: [^\n]+$")
+	"digestlock: error: [^\n]+ \\[[a-z-]+\\]\ndigestlock: hint: [^\n]+$")
 
 // renderFails renders app at commit, which must fail in our way, and returns the message argocd-cmp-server sent.
 func (s *stack) renderFails(t *testing.T, app application, commit string) string {

@@ -125,6 +125,7 @@ func (r Render) report(ctx context.Context, decisions []Decision) {
 // failures returns one error that lists every image without digest, so that people mend all of them in one go: those
 // that share a reason together. It returns nil when all have one.
 func failures(decisions []Decision) error {
+	var code fault.Code
 	var hint string
 	var failed int
 	var reasons []string
@@ -137,7 +138,8 @@ func failures(decisions []Decision) error {
 		reason := d.Err.Error()
 		if images[reason] == nil {
 			reasons = append(reasons, reason)
-			hint = cmp.Or(hint, fault.Hint(d.Err), remedy(d.Err))
+			c, h := remedy(d.Err)
+			code, hint = cmp.Or(code, fault.CodeOf(d.Err), c), cmp.Or(hint, fault.Hint(d.Err), h)
 		}
 		images[reason] = append(images[reason], d.Image)
 	}
@@ -148,19 +150,19 @@ func failures(decisions []Decision) error {
 	for i, reason := range reasons {
 		texts[i] = strings.Join(images[reason], ", ") + ": " + reason
 	}
-	return fault.New(hint, "%d of %d images not resolved: %s", failed, len(decisions), strings.Join(texts, "; "))
+	return fault.New(code, hint, "%d of %d images not resolved: %s", failed, len(decisions), strings.Join(texts, "; "))
 }
 
-// remedy is the hint for a look-up that failed without one of its own.
-func remedy(err error) string {
+// remedy is the code and the hint for a look-up that failed without its own.
+func remedy(err error) (fault.Code, string) {
 	switch {
 	case errors.Is(err, errNoPin):
-		return "render the overlay in mode follow so that the companion adds the pin, or write it into " + lock.FileName
+		return fault.NotLocked, "render the overlay in mode follow so that the companion adds the pin, or write it into " + lock.FileName
 	case errors.Is(err, image.ErrNotFound):
-		return "push the image, or correct its name or tag; a private repository looks missing to a resolver without credentials for it"
+		return fault.ImageNotFound, "push the image, or correct its name or tag; a private repository looks missing to a resolver without credentials for it"
 	case errors.Is(err, image.ErrUnauthorized):
-		return "give the resolver credentials that may pull the image"
+		return fault.RegistryUnauthorized, "give the resolver credentials that may pull the image"
 	default:
-		return "try again once the registry answers; an image that " + lock.FileName + " names needs no registry"
+		return fault.RegistryUnavailable, "try again once the registry answers; an image that " + lock.FileName + " names needs no registry"
 	}
 }

@@ -133,7 +133,7 @@ func (r Render) plan(ctx context.Context) (*render.Output, *pin.Plan, []Decision
 	}
 	objects := out.Objects()
 	if len(objects) == 0 && !r.Settings.AllowEmpty {
-		return nil, nil, nil, fault.New("give parameter allow-empty: \"true\" if that is what you want",
+		return nil, nil, nil, fault.New(fault.NoObjects, "give parameter allow-empty: \"true\" if that is what you want",
 			"the overlay renders no objects, and Argo CD would delete what runs")
 	}
 	policy := r.Settings.Policy
@@ -159,7 +159,7 @@ func readLock(dir string) (*lock.Document, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fault.New("replace it by a regular file, or delete it and let the companion write it anew",
+		return nil, fault.New(fault.LockNotAFile, "replace it by a regular file, or delete it and let the companion write it anew",
 			"%s is not a regular file", lock.FileName)
 	}
 	f, err := os.Open(name)

@@ -145,7 +145,7 @@ func (s Settings) Allow(modes []Mode) error {
 	if slices.Contains(modes, s.Mode) {
 		return nil
 	}
-	return fault.New("this installation allows "+join(modes), "mode %s is not allowed here", s.Mode)
+	return fault.New(fault.ModeNotAllowed, "this installation allows "+join(modes), "mode %s is not allowed here", s.Mode)
 }
 
 func join(modes []Mode) string {
@@ -191,7 +191,7 @@ func (s *Settings) Read(parameters string) error {
 		Map    map[string]string `json:"map"`
 	}
 	if err := json.Unmarshal([]byte(parameters), &given); err != nil {
-		return fault.New("parameters is a list of entries with name and one of string, array, map",
+		return fault.New(fault.Parameter, "parameters is a list of entries with name and one of string, array, map",
 			"source.plugin.parameters: %w", err)
 	}
 	known := Parameters()
@@ -199,11 +199,11 @@ func (s *Settings) Read(parameters string) error {
 	for _, g := range given {
 		i := slices.IndexFunc(known, func(p Parameter) bool { return p.Name == g.Name })
 		if i < 0 {
-			return fault.New("valid parameters are "+names(known), "unknown parameter %q", g.Name)
+			return fault.New(fault.Parameter, "valid parameters are "+names(known), "unknown parameter %q", g.Name)
 		}
 		p := known[i]
 		if seen[p.Name] {
-			return fault.New("keep one of the two", "parameter %q is given twice", p.Name)
+			return fault.New(fault.Parameter, "keep one of the two", "parameter %q is given twice", p.Name)
 		}
 		seen[p.Name] = true
 		var v []string
@@ -213,11 +213,11 @@ func (s *Settings) Read(parameters string) error {
 		case p.Type == "array" && g.Array != nil && g.String == nil && g.Map == nil:
 			v = g.Array
 		default:
-			return fault.New(fmt.Sprintf("write it as {name: %s, %s: …}", p.Name, p.Type),
+			return fault.New(fault.Parameter, fmt.Sprintf("write it as {name: %s, %s: …}", p.Name, p.Type),
 				"parameter %q is not of type %s", p.Name, p.Type)
 		}
 		if err := p.set(s, v); err != nil {
-			return fault.New(p.Tooltip, "parameter %q: %w", p.Name, err)
+			return fault.New(fault.Parameter, p.Tooltip, "parameter %q: %w", p.Name, err)
 		}
 	}
 	return nil

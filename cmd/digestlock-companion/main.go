@@ -111,7 +111,7 @@ func (r *resolvers) replicas(ctx context.Context) ([]companion.Replica, error) {
 	r.close()
 	token, err := api.Token(r.tokenFile)
 	if err != nil {
-		return nil, fault.New("mount the resolver's token file there, readable for this user", "--resolver-token-file: %w", err)
+		return nil, fault.New(fault.SecretFile, "mount the resolver's token file there, readable for this user", "--resolver-token-file: %w", err)
 	}
 	clients, err := api.Replicas(ctx, r.address, token)
 	if err != nil {
@@ -205,7 +205,7 @@ func secret(flag, file string) (string, error) {
 		err = fmt.Errorf("%s is empty", file)
 	}
 	if err != nil {
-		return "", fault.New("mount the secret there, readable for this user", "--%s: %w", flag, err)
+		return "", fault.New(fault.SecretFile, "mount the secret there, readable for this user", "--%s: %w", flag, err)
 	}
 	return s, nil
 }

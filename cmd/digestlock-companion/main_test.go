@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 
 // TestScripts runs testdata/script. Each script has a repository of its own at $REPO with an overlay in app, and a
 // resolver at $RESOLVER whose ledger says that the overlay was rendered with ghcr.io/acme/server:latest. The files
-// token, password and ca.pem open both.
+// token, password and ca.pem open both, the file key opens nothing.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	git := gittest.HTTPS(t)
@@ -43,6 +43,9 @@ func TestScripts(t *testing.T) {
 			"await":  await,
 			"commit": count,
 			"usage":  misuse,
+			"git":    inRepository,
+			"hook":   hook,
+			"render": rendered,
 		},
 	})
 }
@@ -62,7 +65,7 @@ func setup(t *testing.T, git *gittest.Server, env *testscript.Env) error {
 	s.cache = cache.New(s.registry, cache.Options{})
 	env.Defer(s.cache.Close)
 	env.Values[surroundingsKey{}] = s
-	for name, content := range map[string]string{"token": "# for the companion\nt0ken\n", "password": git.Auth.Password + "\n", "ca.pem": string(git.Auth.CA)} {
+	for name, content := range map[string]string{"token": "# for the companion\nt0ken\n", "password": git.Auth.Password + "\n", "ca.pem": string(git.Auth.CA), "key": string(gittest.NewSSHKey(t))} {
 		if err := os.WriteFile(filepath.Join(env.WorkDir, name), []byte(content), 0o600); err != nil {
 			return err
 		}
@@ -150,6 +153,23 @@ func flush(ts *testscript.TestScript, _ bool, _ []string) {
 	ref, err := image.Parse("ghcr.io/acme/server")
 	ts.Check(err)
 	s.cache.Flush(context.Background(), []cache.Target{{Ref: ref}})
+}
+
+// rendered is render URL: it tells the resolver of a render of another repository.
+func rendered(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(render(ts.Getenv("RESOLVER"), args[0]))
+}
+
+// inRepository is git ARGS...: it runs git in the bare repository on the server.
+func inRepository(ts *testscript.TestScript, _ bool, args []string) {
+	s := of(ts)
+	s.repo.Git(s.t, args...)
+}
+
+// hook NAME SCRIPT installs a hook in the repository on the server.
+func hook(ts *testscript.TestScript, _ bool, args []string) {
+	s := of(ts)
+	s.repo.Hook(s.t, args[0], args[1])
 }
 
 // await TEXT waits until the lock in Git holds the text.

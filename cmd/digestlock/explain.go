@@ -48,7 +48,7 @@ func explain(ctx context.Context, env cli.Env, args []string) error {
 		return err
 	}
 	if e.Failed() {
-		return fault.New("the rows with an error say why", "a render of this overlay would fail")
+		return fault.New(fault.WouldFail, "the rows with an error say why", "a render of this overlay would fail")
 	}
 	return nil
 }

@@ -44,7 +44,7 @@ func generate(ctx context.Context, env cli.Env, args []string) error {
 		return err
 	}
 	if _, err := env.Stdout.Write(res.Manifests); err != nil {
-		return fault.New("the reader of stdout went away, or its disk is full", "write manifests: %w", err)
+		return fault.New(fault.Output, "the reader of stdout went away, or its disk is full", "write manifests: %w", err)
 	}
 	_, _ = fmt.Fprintf(env.Stderr, "digestlock: %v in %v\n", res.Summary, time.Since(start).Round(time.Millisecond))
 	return nil

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -91,13 +92,18 @@ func misbehave(ts *testscript.TestScript, _ bool, args []string) {
 	registryOf(ts).Inject(args[0], f)
 }
 
-// change is registry stop|login: it changes the registry as a whole.
+// change is registry stop|login|tls: it changes the registry as a whole, or starts another one at $TLS_REGISTRY whose
+// certificate nobody trusts.
 func change(ts *testscript.TestScript, _ bool, args []string) {
 	switch args[0] {
 	case "stop":
 		registryOf(ts).Close()
 	case "login":
 		registryOf(ts).RequireBasic("user", "correct-horse")
+	case "tls":
+		s := httptest.NewTLSServer(registryOf(ts))
+		ts.Defer(s.Close)
+		ts.Setenv("TLS_REGISTRY", s.Listener.Addr().String())
 	default:
 		ts.Fatalf("registry %s", args[0])
 	}
@@ -146,14 +152,15 @@ func request(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// oneline checks that the last command's stderr is exactly an error line and a hint line, below 4 KiB together: what
-// Argo CD shows to people.
-func oneline(ts *testscript.TestScript, _ bool, _ []string) {
+// oneline CODE checks that the last command's stderr is exactly an error line with the code and a hint line, below 4 KiB
+// together: what Argo CD shows to people.
+func oneline(ts *testscript.TestScript, _ bool, args []string) {
 	text := ts.ReadFile("stderr")
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
-	if len(lines) != 2 || !strings.HasPrefix(lines[0], "digestlock: error: ") || !strings.HasPrefix(lines[1], "digestlock: hint: ") ||
+	if len(lines) != 2 || !strings.HasPrefix(lines[0], "digestlock: error: ") || !strings.HasSuffix(lines[0], " ["+args[0]+"]") ||
+		!strings.HasPrefix(lines[1], "digestlock: hint: ") ||
 		len(text) > 4096 {
-		ts.Fatalf("stderr is not an error line and a hint line:\n%s", text)
+		ts.Fatalf("stderr is not an error line with [%s] and a hint line:\n%s", args[0], text)
 	}
 }
 

@@ -78,7 +78,7 @@ func (o *overlay) render(ctx context.Context, env cli.Env, args []string) (plugi
 		return r, nil, nil, err
 	}
 	r.Resolver = resolver
-	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout, fault.New(
+	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout, fault.New(fault.Deadline,
 		"see what took so long in front of this; --timeout must stay below Argo CD's own limit", "no result within --timeout=%v", o.timeout))
 	return r, ctx, cancel, nil
 }
@@ -89,7 +89,7 @@ func (o *overlay) resolver() (plugin.Resolver, error) {
 	}
 	token, err := api.Token(o.tokenFile)
 	if err != nil {
-		return nil, fault.New("give a file with the resolver's token", "--server-token-file: %w", err)
+		return nil, fault.New(fault.SecretFile, "give a file with the resolver's token", "--server-token-file: %w", err)
 	}
 	c, err := api.NewClient(o.server, token)
 	if err != nil {

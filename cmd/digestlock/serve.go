@@ -62,7 +62,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	log := slog.New(slog.NewJSONHandler(env.Stderr, &slog.HandlerOptions{Level: level}))
 	if *tokenFile != "" {
 		if _, err := api.Tokens(*tokenFile); err != nil {
-			return fault.New("put at least one token into the file, for example with: openssl rand -hex 32", "--token-file: %w", err)
+			return fault.New(fault.SecretFile, "put at least one token into the file, for example with: openssl rand -hex 32", "--token-file: %w", err)
 		}
 	}
 	ledger, err := daemon.OpenLedger(*stateDir, log)
@@ -83,7 +83,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	var tcp net.Listener
 	if *listen != "" {
 		if tcp, err = net.Listen("tcp", *listen); err != nil {
-			return fault.New("give --listen a free address", "%w", err)
+			return fault.New(fault.Listen, "give --listen a free address", "%w", err)
 		}
 	}
 	if unix == nil && tcp == nil {
@@ -114,12 +114,12 @@ func removeDead(path string) error {
 		err = errors.New("there is something else of that name")
 	}
 	if err != nil {
-		return fault.New("give --socket a path of its own", "socket %s: %w", path, err)
+		return fault.New(fault.Listen, "give --socket a path of its own", "socket %s: %w", path, err)
 	}
 	c, err := net.DialTimeout("unix", path, time.Second)
 	if err == nil {
 		_ = c.Close()
-		return fault.New("stop the other process, or give this one its own --socket", "socket %s: another resolver answers there", path)
+		return fault.New(fault.Listen, "stop the other process, or give this one its own --socket", "socket %s: another resolver answers there", path)
 	}
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		return os.Remove(path)
@@ -134,14 +134,14 @@ func listenUnix(path string) (net.Listener, error) {
 		return nil, nil
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
-		return nil, fault.New("mount a volume there that the plugin's container mounts too", "socket: %w", err)
+		return nil, fault.New(fault.Listen, "mount a volume there that the plugin's container mounts too", "socket: %w", err)
 	}
 	if err := removeDead(path); err != nil {
 		return nil, err
 	}
 	l, err := net.Listen("unix", path)
 	if err != nil {
-		return nil, fault.New("mount a volume there that this user may write", "%w", err)
+		return nil, fault.New(fault.Listen, "mount a volume there that this user may write", "%w", err)
 	}
 	if err := os.Chmod(path, 0o660); err != nil {
 		return nil, errors.Join(err, l.Close())

@@ -41,9 +41,10 @@ type Result struct {
 
 // Problem is an error on the wire.
 type Problem struct {
-	Kind    string `json:"kind,omitempty"` // "not_found", "unauthorized" or "unavailable"
-	Message string `json:"message"`
-	Hint    string `json:"hint,omitempty"`
+	Kind    string     `json:"kind,omitempty"` // "not_found", "unauthorized" or "unavailable"
+	Code    fault.Code `json:"code,omitempty"`
+	Message string     `json:"message"`
+	Hint    string     `json:"hint,omitempty"`
 }
 
 // PinsResponse is the ledger: the pins of the last complete render of each source, sorted by source.
@@ -87,7 +88,7 @@ func ToProblem(err error) *Problem {
 	if err == nil {
 		return nil
 	}
-	p := &Problem{Message: err.Error(), Hint: fault.Hint(err)}
+	p := &Problem{Code: fault.CodeOf(err), Message: err.Error(), Hint: fault.Hint(err)}
 	for _, k := range kinds {
 		if errors.Is(err, k.err) {
 			p.Kind = k.name
@@ -115,8 +116,8 @@ func (p *Problem) err() error {
 			e.is = k.err
 		}
 	}
-	if p.Hint != "" {
-		return &fault.Error{Err: e, Hint: p.Hint}
+	if p.Hint != "" || p.Code != "" {
+		return &fault.Error{Err: e, Code: p.Code, Hint: p.Hint}
 	}
 	return e
 }

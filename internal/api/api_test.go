@@ -55,13 +55,13 @@ func TestForeignAnswers(t *testing.T) {
 	}
 }
 
-// TestErrorsSurviveTheWire: text, hint and kind of an error are on the other side what they were on this one.
+// TestErrorsSurviveTheWire: text, hint, code and kind of an error are on the other side what they were on this one.
 func TestErrorsSurviveTheWire(t *testing.T) {
 	t.Parallel()
 	for _, sentinel := range []error{image.ErrNotFound, image.ErrUnauthorized, image.ErrUnavailable} {
-		in := image.Resolution{Ref: refs(t)[0], Err: fault.New("do this", "ghcr.io: %w (4xx)", sentinel)}
+		in := image.Resolution{Ref: refs(t)[0], Err: fault.New(fault.RegistryRefused, "do this", "ghcr.io: %w (4xx)", sentinel)}
 		out := ToResult(in).resolution(in.Ref)
-		if !errors.Is(out.Err, sentinel) || fault.Hint(out.Err) != "do this" || out.Err.Error() != in.Err.Error() {
+		if !errors.Is(out.Err, sentinel) || fault.Hint(out.Err) != "do this" || fault.CodeOf(out.Err) != fault.RegistryRefused || out.Err.Error() != in.Err.Error() {
 			t.Errorf("%v came back as %v with hint %q", in.Err, out.Err, fault.Hint(out.Err))
 		}
 	}

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -50,7 +51,7 @@ func Replicas(ctx context.Context, address, token string) ([]*Client, error) {
 	}
 	ips, err := net.DefaultResolver.LookupHost(ctx, u.Hostname())
 	if err != nil {
-		return nil, fault.New("give --resolver the name of the resolvers' headless Service", "resolver %s: %w", address, err)
+		return nil, fault.New(fault.ResolverUnavailable, "give --resolver the name of the resolvers' headless Service", "resolver %s: %w", address, err)
 	}
 	slices.Sort(ips)
 	clients := make([]*Client, len(ips))
@@ -154,16 +155,19 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		return c.unreachable(ctx, err)
 	}
 	if len(data) > maxAnswer {
-		return fmt.Errorf("resolver %s: an answer of more than %d bytes", c.name, maxAnswer)
+		return fault.New(fault.ResolverUnavailable, wrongPeer, "resolver %s: an answer of more than %d bytes", c.name, maxAnswer)
 	}
 	if res.StatusCode != http.StatusOK {
 		return c.refused(res.StatusCode, data)
 	}
 	if err := json.Unmarshal(data, out); err != nil {
-		return fmt.Errorf("resolver %s: %w", c.name, err)
+		return fault.New(fault.ResolverUnavailable, wrongPeer, "resolver %s: %w", c.name, err)
 	}
 	return nil
 }
+
+// wrongPeer is the way out when something answers that is no resolver.
+const wrongPeer = "check that the address is that of \"digestlock serve\", of the same version"
 
 func (c *Client) unreachable(ctx context.Context, err error) error {
 	hint := "check that \"digestlock serve\" runs and that both containers mount the socket's volume"
@@ -179,7 +183,7 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		err = e.Err // without the placeholder URL of a socket
 	}
-	return fault.New(hint, "resolver %s: %w: %w", c.name, image.ErrUnavailable, err)
+	return fault.New(fault.ResolverUnavailable, hint, "resolver %s: %w: %w", c.name, image.ErrUnavailable, err)
 }
 
 func (c *Client) refused(status int, body []byte) error {
@@ -187,5 +191,5 @@ func (c *Client) refused(status int, body []byte) error {
 	if json.Unmarshal(body, &p) != nil || p.Message == "" {
 		p.Message = http.StatusText(status)
 	}
-	return fault.New(p.Hint, "resolver %s: %s (%d)", c.name, p.Message, status)
+	return fault.New(cmp.Or(p.Code, fault.ResolverUnavailable), cmp.Or(p.Hint, wrongPeer), "resolver %s: %s (%d)", c.name, p.Message, status)
 }

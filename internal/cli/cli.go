@@ -85,12 +85,12 @@ func (p Program) find(env Env, args []string) (Command, []string, error) {
 	hint := fmt.Sprintf("the commands are %s; see %s --help", strings.Join(names, ", "), p.Name)
 	switch {
 	case len(args) == 0:
-		return Command{}, nil, &usageError{fault.New(hint, "no command given")}
+		return Command{}, nil, &usageError{fault.New(fault.Usage, hint, "no command given")}
 	case args[0] == "help" || args[0] == "--help" || args[0] == "-h":
 		p.help(env.Stdout)
 		return Command{}, nil, pflag.ErrHelp
 	}
-	return Command{}, nil, &usageError{fault.New(hint, "unknown command %q", args[0])}
+	return Command{}, nil, &usageError{fault.New(fault.Usage, hint, "unknown command %q", args[0])}
 }
 
 func (p Program) help(w io.Writer) {
@@ -109,7 +109,7 @@ func (e *usageError) Unwrap() error { return e.error }
 
 // Usage returns an error that ends the program with exit code 2.
 func Usage(hint, format string, args ...any) error {
-	return &usageError{fault.New(hint, format, args...)}
+	return &usageError{fault.New(fault.Usage, hint, format, args...)}
 }
 
 // Flags is one command's flags.

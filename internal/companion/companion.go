@@ -74,7 +74,7 @@ func (c *Companion) Run(ctx context.Context, interval time.Duration) {
 		_, problems := c.cycle(ctx)
 		for _, p := range problems {
 			if ctx.Err() == nil {
-				c.o.Log.Error("cycle incomplete", "error", p, "hint", fault.Hint(p))
+				c.o.Log.Error("cycle incomplete", "error", p, "code", fault.CodeOf(p), "hint", fault.Hint(p))
 			}
 		}
 		spread := time.Duration((rand.Float64() - 0.5) / 5 * float64(interval))

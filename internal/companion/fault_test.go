@@ -22,7 +22,7 @@ func TestReplicaDown(t *testing.T) {
 	t.Parallel()
 	f := start(t, map[string]string{"app/kustomization.yaml": overlay, "app/digest-lock.yaml": lockText(pin(server, 1))})
 	up := &replica{name: "up"}
-	down := &replica{name: "down", down: fault.New("start it", "resolver down: connection refused")}
+	down := &replica{name: "down", down: fault.New(fault.ResolverUnavailable, "start it", "resolver down: connection refused")}
 	up.rendered(f.repo.URL, "main", "app", "app", pin(server, 1))
 	up.sees(pin(server, 2))
 	f.use(t, "", down, up)

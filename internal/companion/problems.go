@@ -28,9 +28,9 @@ func sum(all []error) error {
 	case 0:
 		return problems(all)
 	case 1:
-		return fault.New(distinct[0], "%w", problems(all))
+		return fault.New(fault.CodeOf(problems(all)), distinct[0], "%w", problems(all))
 	}
-	return fault.New(strings.Join(numbered, "; "), "%w", problems(all))
+	return fault.New(fault.CodeOf(problems(all)), strings.Join(numbered, "; "), "%w", problems(all))
 }
 
 type problems []error

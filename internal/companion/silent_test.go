@@ -115,14 +115,14 @@ func TestRun(t *testing.T) {
 		c := New(Options{
 			Replicas: func(context.Context) ([]Replica, error) {
 				cycles++
-				return nil, fault.New("start one", "no resolver")
+				return nil, fault.New(fault.ResolverUnavailable, "start one", "no resolver")
 			},
 			Log: slog.New(slog.NewTextHandler(&buf, nil)),
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), 150*time.Second)
 		defer cancel()
 		c.Run(ctx, time.Minute)
-		if cycles != 3 || strings.Count(buf.String(), `level=ERROR msg="cycle incomplete" error="no resolver" hint="start one"`+"\n") != 3 {
+		if cycles != 3 || strings.Count(buf.String(), `level=ERROR msg="cycle incomplete" error="no resolver" code=resolver-unavailable hint="start one"`+"\n") != 3 {
 			t.Errorf("%d cycles, want 3, each with its problem:\n%s", cycles, &buf)
 		}
 	})
@@ -131,14 +131,14 @@ func TestRun(t *testing.T) {
 func TestSum(t *testing.T) {
 	t.Parallel()
 	cause := errors.New("cause")
-	one := fault.New("do this", "a: %w", cause)
+	one := fault.New(fault.ResolverUnavailable, "do this", "a: %w", cause)
 	for _, tt := range []struct {
 		all        []error
 		want, hint string
 	}{
 		{[]error{one}, "a: cause", "do this"},
 		{[]error{one, cause, one}, "3 problems: (1) a: cause; (2) cause; (3) a: cause", "do this"},
-		{[]error{cause, one, fault.New("do that", "b: %w", cause)}, "3 problems: (1) cause; (2) a: cause; (3) b: cause", "(2) do this; (3) do that"},
+		{[]error{cause, one, fault.New(fault.ResolverUnavailable, "do that", "b: %w", cause)}, "3 problems: (1) cause; (2) a: cause; (3) b: cause", "(2) do this; (3) do that"},
 		{[]error{cause, cause}, "2 problems: (1) cause; (2) cause", ""},
 	} {
 		err := sum(tt.all)

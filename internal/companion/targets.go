@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/gitrepo"
 	"github.com/digestlock/digestlock/internal/lock"
 )
@@ -51,7 +52,7 @@ func (c *Companion) targets(ctx context.Context, docs []lock.Document) ([]*targe
 		log := c.o.Log.With("repository", f.repositories[0].URL, "revision", f.revision)
 		switch {
 		case errors.Is(errs[i], gitrepo.ErrBranch):
-			log.Info("nothing to write, the target revision is not a branch", "reason", errs[i])
+			log.Info("nothing to write, the target revision is not a branch", "reason", errs[i], "code", fault.CodeOf(errs[i]), "hint", fault.Hint(errs[i]))
 			continue
 		case errs[i] != nil:
 			problems = append(problems, fmt.Errorf("revision %s: %w", f.revision, errs[i]))

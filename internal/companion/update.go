@@ -149,7 +149,7 @@ func (u *updater) files(ctx context.Context, tip *gitrepo.Snapshot, dirs map[str
 			return data, err
 		}
 		delete(dirs, bad.Path)
-		u.leave(fault.New("put a regular file there, or delete it and let the companion write it anew", "%s: %w", bad.Path, bad.Err))
+		u.leave(fault.New(fault.LockNotAFile, "put a regular file there, or delete it and let the companion write it anew", "%s: %w", bad.Path, bad.Err))
 	}
 }
 
@@ -162,11 +162,11 @@ func (u *updater) leave(err error) {
 func holdsKustomization(tip *gitrepo.Snapshot, dir string) error {
 	const hint = "a lock is written only beside a kustomization, in a directory of the repository"
 	if !fs.ValidPath(dir) {
-		return fault.New(hint, "path %q leads out of the repository", dir)
+		return fault.New(fault.NoKustomization, hint, "path %q leads out of the repository", dir)
 	}
 	names, err := tip.Names(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fault.New(hint, "path %q is not a directory", dir)
+		return fault.New(fault.NoKustomization, hint, "path %q is not a directory", dir)
 	}
 	if err != nil {
 		return err
@@ -176,7 +176,7 @@ func holdsKustomization(tip *gitrepo.Snapshot, dir string) error {
 			return nil
 		}
 	}
-	return fault.New(hint, "no kustomization in %q", dir)
+	return fault.New(fault.NoKustomization, hint, "no kustomization in %q", dir)
 }
 
 // gone reports whether the repository has nothing at dir, not even something else.

@@ -49,15 +49,15 @@ const (
 func OpenLedger(dir string, log *slog.Logger) (*Ledger, error) {
 	const hint = "give --state-dir a directory that this user may write, in Kubernetes an emptyDir or a volume"
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fault.New(hint, "state directory: %w", err)
+		return nil, fault.New(fault.StateDir, hint, "state directory: %w", err)
 	}
 	l := &Ledger{dir: dir, entries: map[string]lock.Document{}, saved: map[string]lock.Document{}}
 	if err := l.write("probe", nil); err != nil {
-		return nil, fault.New(hint, "state directory: %w", err)
+		return nil, fault.New(fault.StateDir, hint, "state directory: %w", err)
 	}
 	files, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, fault.New(hint, "state directory: %w", err)
+		return nil, fault.New(fault.StateDir, hint, "state directory: %w", err)
 	}
 	for _, f := range files {
 		name := filepath.Join(dir, f.Name())

@@ -239,7 +239,7 @@ func (s *Server) flush() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		images := r.URL.Query()["image"]
 		if len(images) == 0 || len(images) > maxImages {
-			s.refuse(w, http.StatusBadRequest, fault.New(hint, "%d images to flush", len(images)))
+			s.refuse(w, http.StatusBadRequest, fault.New(fault.Request, hint, "%d images to flush", len(images)))
 			return
 		}
 		res := api.FlushResponse{Flushed: []api.Flushed{}}
@@ -250,7 +250,7 @@ func (s *Server) flush() http.Handler {
 				err = fmt.Errorf("image %q: a digest never changes, flush its tag", text)
 			}
 			if err != nil {
-				s.refuse(w, http.StatusBadRequest, &fault.Error{Err: err, Hint: hint})
+				s.refuse(w, http.StatusBadRequest, fault.New(fault.Request, hint, "%w", err))
 				return
 			}
 			targets[i] = cache.Target{Ref: ref, EveryTag: !strings.HasSuffix(text, ":"+ref.Tag)}
@@ -279,7 +279,7 @@ func (s *Server) logFlush(f cache.Flushed) {
 func (s *Server) protected(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.o.TokenFile == "" {
-			s.refuse(w, http.StatusForbidden, fault.New("start digestlock serve with --token-file", "no token is configured, this route is closed"))
+			s.refuse(w, http.StatusForbidden, fault.New(fault.ResolverToken, "start digestlock serve with --token-file", "no token is configured, this route is closed"))
 			return
 		}
 		tokens, err := api.Tokens(s.o.TokenFile)
@@ -291,7 +291,7 @@ func (s *Server) protected(next http.Handler) http.Handler {
 		given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 		if !ok || !slices.ContainsFunc(tokens, func(t string) bool { return equal(t, given) }) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
-			s.refuse(w, http.StatusUnauthorized, fault.New("send Authorization: Bearer and a token from the resolver's token file", "wrong or missing bearer token"))
+			s.refuse(w, http.StatusUnauthorized, fault.New(fault.ResolverToken, "send Authorization: Bearer and a token from the resolver's token file", "wrong or missing bearer token"))
 			return
 		}
 		next.ServeHTTP(w, r)

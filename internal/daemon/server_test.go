@@ -40,7 +40,7 @@ func (r *registry) Resolve(ctx context.Context, refs []image.Ref) []image.Resolu
 		case "gone":
 			out[i] = image.Resolution{Ref: ref, Err: fmt.Errorf("ghcr.io: %w (404)", image.ErrNotFound)}
 		case "secret":
-			out[i] = image.Resolution{Ref: ref, Err: fault.New("log in", "ghcr.io: %w (401)", image.ErrUnauthorized)}
+			out[i] = image.Resolution{Ref: ref, Err: fault.New(fault.RegistryUnauthorized, "log in", "ghcr.io: %w (401)", image.ErrUnauthorized)}
 		case "slow":
 			<-r.slow
 		}

@@ -5,6 +5,7 @@
 package fault
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -18,15 +19,25 @@ const maxText = 1900
 // Error is an error with the action that mends it.
 type Error struct {
 	Err  error
+	Code Code
 	Hint string // one sentence, imperative, no full stop needed
 }
 
 func (e *Error) Error() string { return e.Err.Error() }
 func (e *Error) Unwrap() error { return e.Err }
 
-// New returns an error that tells people hint as the way out. The format is that of [fmt.Errorf], %w included.
-func New(hint, format string, args ...any) error {
-	return &Error{Err: fmt.Errorf(format, args...), Hint: hint}
+// New returns an error of the kind code that tells people hint as the way out. The format is that of [fmt.Errorf], %w
+// included.
+func New(code Code, hint, format string, args ...any) error {
+	return &Error{Err: fmt.Errorf(format, args...), Code: code, Hint: hint}
+}
+
+// CodeOf returns the outermost code in err's chain, or "".
+func CodeOf(err error) Code {
+	if f, ok := errors.AsType[*Error](err); ok {
+		return f.Code
+	}
+	return ""
 }
 
 // Hint returns the outermost hint in err's chain, or "".
@@ -37,15 +48,15 @@ func Hint(err error) string {
 	return ""
 }
 
-// Text renders err for program as the one or two lines that a user sees, each ending in a newline and cut to a size
-// that fits an Argo CD condition. Line breaks, control and invisible characters inside the texts become spaces, so that
+// unexpectedHint is for an error that nobody thought of.
+const unexpectedHint = "try again; if it stays, report it with this text and what led to it"
+
+// Text renders err for program as the two lines that a user sees, the first with the error's code, each ending in a
+// newline and cut to a size that fits an Argo CD condition. Line breaks, control and invisible characters inside the texts become spaces, so that
 // a foreign string can forge neither a second line nor a terminal escape nor another reading direction.
 func Text(program string, err error) string {
-	out := program + ": error: " + oneLine(err.Error()) + "\n"
-	if h := Hint(err); h != "" {
-		out += program + ": hint: " + oneLine(h) + "\n"
-	}
-	return out
+	hint := cmp.Or(Hint(err), unexpectedHint)
+	return fmt.Sprintf("%s: error: %s [%s]\n%[1]s: hint: %[4]s\n", program, oneLine(err.Error()), cmp.Or(CodeOf(err), Unexpected), oneLine(hint))
 }
 
 func oneLine(s string) string {

@@ -1,6 +1,7 @@
 package fault
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -28,14 +29,11 @@ func TestText(t *testing.T) {
 		{"nothing", "", ""},
 	}
 	for _, tt := range tests {
-		if got, want := Text("program", errors.New(tt.text)), "program: error: "+tt.want+"\n"; got != want {
+		if got, want := Text("program", errors.New(tt.text)), "program: error: "+tt.want+" [unexpected]\nprogram: hint: "+unexpectedHint+"\n"; got != want {
 			t.Errorf("%s: Text = %q, want %q", tt.name, got, want)
 		}
-		want := "program: error: x\nprogram: hint: " + tt.want + "\n"
-		if tt.text == "" {
-			want = "program: error: x\n"
-		}
-		if got := Text("program", New(tt.text, "x")); got != want {
+		want := "program: error: x [usage]\nprogram: hint: " + cmp.Or(tt.want, unexpectedHint) + "\n"
+		if got := Text("program", New(Usage, tt.text, "x")); got != want {
 			t.Errorf("%s: Text = %q, want %q", tt.name, got, want)
 		}
 	}
@@ -47,11 +45,11 @@ func TestTextIsCut(t *testing.T) {
 	for _, unit := range []string{"x", "ä", "日", "😀", "\xff.", "a\n"} {
 		for shift := range 5 {
 			long := strings.Repeat(".", shift) + strings.Repeat(unit, 100_000)
-			got := Text("digestlock-companion", New(long, "%s", long))
+			got := Text("digestlock-companion", New(Usage, long, "%s", long))
 			if len(got) > 4095 || !utf8.ValidString(got) {
 				t.Errorf("%q: %d bytes, valid UTF-8: %v", unit, len(got), utf8.ValidString(got))
 			}
-			if strings.Count(got, "\n") != 2 || strings.Count(got, "…(cut)\n") != 2 {
+			if strings.Count(got, "\n") != 2 || !strings.Contains(got, "…(cut) [usage]\n") || !strings.HasSuffix(got, "…(cut)\n") {
 				t.Errorf("%q: not two lines that were cut: %q", unit, got[len(got)-50:])
 			}
 		}
@@ -60,22 +58,26 @@ func TestTextIsCut(t *testing.T) {
 
 func TestHint(t *testing.T) {
 	t.Parallel()
-	inner := New("do this", "read %s: %w", "x", errors.ErrUnsupported)
+	inner := New(GitURL, "do this", "read %s: %w", "x", errors.ErrUnsupported)
 	outer := fmt.Errorf("outer: %w", inner)
 	tests := []struct {
 		err  error
 		want string
+		code Code
 	}{
-		{errors.ErrUnsupported, ""},
-		{nil, ""},
-		{inner, "do this"},
-		{outer, "do this"},
-		{New("do that", "%w", outer), "do that"},
-		{errors.Join(errors.ErrUnsupported, outer), "do this"},
+		{errors.ErrUnsupported, "", ""},
+		{nil, "", ""},
+		{inner, "do this", GitURL},
+		{outer, "do this", GitURL},
+		{New(Usage, "do that", "%w", outer), "do that", Usage},
+		{errors.Join(errors.ErrUnsupported, outer), "do this", GitURL},
 	}
 	for _, tt := range tests {
 		if got := Hint(tt.err); got != tt.want {
 			t.Errorf("Hint(%v) = %q, want %q", tt.err, got, tt.want)
+		}
+		if got := CodeOf(tt.err); got != tt.code {
+			t.Errorf("CodeOf(%v) = %q, want %q", tt.err, got, tt.code)
 		}
 	}
 	if !errors.Is(outer, errors.ErrUnsupported) || outer.Error() != "outer: read x: unsupported operation" {

@@ -45,28 +45,28 @@ func (r *Remote) explain(ctx context.Context, doing string, err error) error {
 	exit, exited := errors.AsType[*sshExit](err)
 	switch {
 	case refused, errors.Is(err, transport.ErrAuthenticationRequired):
-		return fault.New("check the credentials of this repository", "%s: %w: %s", doing, ErrAuth, words)
+		return fault.New(fault.GitAccess, "check the credentials of this repository", "%s: %w: %s", doing, ErrAuth, words)
 	case errors.Is(err, transport.ErrAuthorizationFailed):
-		return fault.New("allow these credentials to read and write the repository", "%s: %w: %s", doing, ErrAuth, words)
+		return fault.New(fault.GitAccess, "allow these credentials to read and write the repository", "%s: %w: %s", doing, ErrAuth, words)
 	case errors.Is(err, transport.ErrRepositoryNotFound):
-		return fault.New("check the URL, and that the credentials may see the repository", "%s: repository not found", doing)
+		return fault.New(fault.GitAccess, "check the URL, and that the credentials may see the repository", "%s: repository not found", doing)
 	case exited:
-		return fault.New("check the URL, and that the key may see the repository", "%s: the server refused: %s", doing, r.clean(exit.words))
+		return fault.New(fault.GitAccess, "check the URL, and that the key may see the repository", "%s: the server refused: %s", doing, r.clean(exit.words))
 	case errors.Is(err, transport.ErrEmptyRemoteRepository):
-		return fault.New("push a first commit", "%s: the repository is empty: %w", doing, ErrBranch)
+		return fault.New(fault.GitBranch, "push a first commit", "%s: the repository is empty: %w", doing, ErrBranch)
 	case errors.Is(err, errFormat) || isSHA256(err):
-		return fault.New("use a repository with SHA-1 object names", "%s: %w", doing, errFormat)
+		return fault.New(fault.GitURL, "use a repository with SHA-1 object names", "%s: %w", doing, errFormat)
 	case errors.Is(err, errRedirect):
-		return fault.New("use the address that the server redirects to", "%s: %w", doing, errRedirect)
+		return fault.New(fault.GitURL, "use the address that the server redirects to", "%s: %w", doing, errRedirect)
 	case errors.Is(err, errHostKey):
 		return hostKeyFault(doing, err)
 	case untrusted:
-		return fault.New("give the CA that signed the server's certificate", "%s: %s", doing, words)
+		return fault.New(fault.GitCertificate, "give the CA that signed the server's certificate", "%s: %s", doing, words)
 	case isDown(err):
-		return fault.New("check that the Git server is up and can be reached from here", "%s: %s", doing, words)
+		return fault.New(fault.GitUnavailable, "check that the Git server is up and can be reached from here", "%s: %s", doing, words)
 	}
 	if f, ok := errors.AsType[*fault.Error](err); ok {
-		return fault.New(f.Hint, "%s: %s", doing, words)
+		return fault.New(f.Code, f.Hint, "%s: %s", doing, words)
 	}
 	return fmt.Errorf("%s: %s", doing, words)
 }
@@ -81,10 +81,10 @@ func stopped(ctx context.Context, doing string) error {
 
 func hostKeyFault(doing string, err error) error {
 	if knownhosts.IsHostKeyChanged(err) {
-		return fault.New("find out why before trusting it: the server has a new key, or somebody is in between",
+		return fault.New(fault.GitHostKey, "find out why before trusting it: the server has a new key, or somebody is in between",
 			"%s: the server's host key has changed", doing)
 	}
-	return fault.New(knownHostsHint, "%s: %w", doing, errHostKey)
+	return fault.New(fault.GitHostKey, knownHostsHint, "%s: %w", doing, errHostKey)
 }
 
 // unwrapped opens the wrappers of go-git's that hide their cause from errors.As.

@@ -112,7 +112,7 @@ func (s *Snapshot) fetch(ctx context.Context, session transport.UploadPackSessio
 		return err
 	}
 	if len(pack) == maxPack {
-		return fault.New("let the Git server offer filters (uploadpack.allowFilter)", "the repository weighs more than %d MiB", maxPack>>20)
+		return fault.New(fault.TooLarge, "let the Git server offer filters (uploadpack.allowFilter)", "the repository weighs more than %d MiB", maxPack>>20)
 	}
 	if err := weigh(pack, maxObject); err != nil {
 		return err
@@ -156,7 +156,7 @@ func weigh(pack []byte, maxObject int64) error {
 			return errTooLarge
 		}
 		if total > maxInflated {
-			return fault.New("let the Git server offer filters (uploadpack.allowFilter)",
+			return fault.New(fault.TooLarge, "let the Git server offer filters (uploadpack.allowFilter)",
 				"the repository inflates to more than %d MiB", maxInflated>>20)
 		}
 	}

@@ -167,12 +167,12 @@ func resolve(refs *packp.AdvRefs, branch string) (plumbing.ReferenceName, plumbi
 		return name, tip, nil
 	}
 	if _, ok := refs.References[plumbing.NewTagReferenceName(strings.TrimPrefix(branch, "refs/tags/")).String()]; ok {
-		return "", plumbing.ZeroHash, fault.New("target a branch; commits cannot be added to a tag", "%q is a tag: %w", branch, ErrBranch)
+		return "", plumbing.ZeroHash, fault.New(fault.GitBranch, "target a branch; commits cannot be added to a tag", "%q is a tag: %w", branch, ErrBranch)
 	}
 	if plumbing.IsHash(branch) {
-		return "", plumbing.ZeroHash, fault.New("target a branch; commits cannot be added to a fixed commit", "%q is a commit: %w", branch, ErrBranch)
+		return "", plumbing.ZeroHash, fault.New(fault.GitBranch, "target a branch; commits cannot be added to a fixed commit", "%q is a commit: %w", branch, ErrBranch)
 	}
-	return "", plumbing.ZeroHash, fault.New("create the branch, or name one that exists", "branch %q: %w", name.Short(), ErrBranch)
+	return "", plumbing.ZeroHash, fault.New(fault.GitBranch, "create the branch, or name one that exists", "branch %q: %w", name.Short(), ErrBranch)
 }
 
 func defaultBranch(refs *packp.AdvRefs) (plumbing.ReferenceName, error) {
@@ -181,7 +181,7 @@ func defaultBranch(refs *packp.AdvRefs) (plumbing.ReferenceName, error) {
 			return plumbing.ReferenceName(target), nil
 		}
 	}
-	return "", fault.New("name the branch to use", "HEAD of the repository names no branch: %w", ErrBranch)
+	return "", fault.New(fault.GitBranch, "name the branch to use", "HEAD of the repository names no branch: %w", ErrBranch)
 }
 
 // errFormat: go-git knows only SHA-1 object names.

@@ -28,7 +28,7 @@ func (r *Remote) openHTTP(u *url.URL, a Auth) error {
 		a.Username = u.User.Username()
 	}
 	if u.Scheme == "http" && (a.Username != "" || a.Password != "" || a.Token != "") {
-		return fault.New("use https", "credentials for %s would travel unencrypted", r.name)
+		return fault.New(fault.GitCredentials, "use https", "credentials for %s would travel unencrypted", r.name)
 	}
 	roots, err := rootCAs(a.CA)
 	if err != nil {
@@ -58,7 +58,7 @@ func rootCAs(bundle []byte) (*x509.CertPool, error) {
 		pool = x509.NewCertPool() // an image without system roots: the bundle is all there is
 	}
 	if !pool.AppendCertsFromPEM(bundle) {
-		return nil, fault.New("give PEM blocks of type CERTIFICATE", "CA bundle holds no certificate")
+		return nil, fault.New(fault.GitCertificate, "give PEM blocks of type CERTIFICATE", "CA bundle holds no certificate")
 	}
 	return pool, nil
 }

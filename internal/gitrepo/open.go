@@ -52,7 +52,7 @@ func parse(rawURL string) (*url.URL, error) {
 	}
 	u, err := url.Parse(rawURL)
 	if err != nil {
-		return nil, fault.New(formsHint, "repository URL cannot be parsed") // the cause quotes the URL, password and all
+		return nil, fault.New(fault.GitURL, formsHint, "repository URL cannot be parsed") // the cause quotes the URL, password and all
 	}
 	return u, checkURL(u)
 }
@@ -61,18 +61,18 @@ func checkURL(u *url.URL) error {
 	switch u.Scheme {
 	case "https", "http", "ssh":
 	default:
-		return fault.New(formsHint, "repository URL has scheme %q", u.Scheme)
+		return fault.New(fault.GitURL, formsHint, "repository URL has scheme %q", u.Scheme)
 	}
 	if _, has := u.User.Password(); has {
-		return fault.New("move the password out of the URL into the repository's credentials",
+		return fault.New(fault.GitURL, "move the password out of the URL into the repository's credentials",
 			"repository URL on %s contains a password", u.Host)
 	}
 	if u.RawQuery != "" || u.Fragment != "" {
-		return fault.New("remove what follows ? or # from the URL", "repository URL on %s has a query or a fragment", u.Host)
+		return fault.New(fault.GitURL, "remove what follows ? or # from the URL", "repository URL on %s has a query or a fragment", u.Host)
 	}
 	// A path that starts with a dash would be an option to the command on the other side of an ssh connection.
 	if u.Hostname() == "" || strings.Trim(u.Path, "/") == "" || strings.HasPrefix(u.Path, "-") {
-		return fault.New(formsHint, "repository URL needs a host and a path")
+		return fault.New(fault.GitURL, formsHint, "repository URL needs a host and a path")
 	}
 	return nil
 }

@@ -40,7 +40,7 @@ func (s Signature) at(when time.Time) (object.Signature, error) {
 	crud := strings.NewReplacer("<", "", ">", "", "\n", "", "\r", "", "\x00", "")
 	name, email := strings.TrimSpace(crud.Replace(s.Name)), strings.TrimSpace(crud.Replace(s.Email))
 	if name == "" || email == "" {
-		return object.Signature{}, fault.New("set the name and the email address to commit as", "commit has no author")
+		return object.Signature{}, fault.New(fault.Usage, "set the name and the email address to commit as", "commit has no author")
 	}
 	return object.Signature{Name: name, Email: email, When: when}, nil
 }
@@ -266,7 +266,7 @@ func (s *Snapshot) rejection(report *packp.ReportStatus, words string) error {
 	if words != "" {
 		reason += ": " + words
 	}
-	return fault.New("allow the pusher to change this branch, or satisfy the rule that the server names",
+	return fault.New(fault.GitRefused, "allow the pusher to change this branch, or satisfy the rule that the server names",
 		"branch %s was rejected: %s", s.branch.Short(), reason)
 }
 

@@ -34,11 +34,11 @@ func (r *Remote) openSSH(u *url.URL, a Auth) error {
 	}
 	r.name = "ssh://" + user + "@" + u.Host + "/" + strings.TrimPrefix(u.Path, "/")
 	if len(a.SSHKey) == 0 {
-		return fault.New("give a private key", "%s needs an SSH key", r.name)
+		return fault.New(fault.GitCredentials, "give a private key", "%s needs an SSH key", r.name)
 	}
 	signer, err := ssh.ParsePrivateKey(a.SSHKey)
 	if err != nil { // the cause is not shown: it has seen the key
-		return fault.New("give a private key in PEM without a passphrase", "SSH key for %s cannot be used", r.name)
+		return fault.New(fault.GitCredentials, "give a private key in PEM without a passphrase", "SSH key for %s cannot be used", r.name)
 	}
 	port := u.Port()
 	if port == "" {
@@ -51,7 +51,7 @@ func (r *Remote) openSSH(u *url.URL, a Auth) error {
 	}
 	algorithms := known.HostKeyAlgorithms(addr)
 	if len(algorithms) == 0 {
-		return fault.New(knownHostsHint, "SSH host key of %s is not known", addr)
+		return fault.New(fault.GitHostKey, knownHostsHint, "SSH host key of %s is not known", addr)
 	}
 	// As git does: /~name/path is relative to a home directory.
 	r.endpoint.Path = u.Path
@@ -70,11 +70,11 @@ func (r *Remote) openSSH(u *url.URL, a Auth) error {
 // hostKeys parses known_hosts text. The parser reads files only, hence a file that lives for a moment.
 func hostKeys(text []byte) (*knownhosts.HostKeyDB, error) {
 	if len(bytes.TrimSpace(text)) == 0 {
-		return nil, fault.New(knownHostsHint, "no known SSH hosts are given")
+		return nil, fault.New(fault.GitHostKey, knownHostsHint, "no known SSH hosts are given")
 	}
 	f, err := os.CreateTemp("", "known_hosts")
 	if err != nil {
-		return nil, fault.New("mount a writable directory for temporary files", "keep known hosts: %w", err)
+		return nil, fault.New(fault.GitHostKey, "mount a writable directory for temporary files", "keep known hosts: %w", err)
 	}
 	defer os.Remove(f.Name())
 	_, err = f.Write(text)
@@ -84,7 +84,7 @@ func hostKeys(text []byte) (*knownhosts.HostKeyDB, error) {
 	db, err := knownhosts.NewDB(f.Name())
 	if err != nil {
 		text := strings.ReplaceAll(err.Error(), f.Name(), "line")
-		return nil, fault.New("use the format of OpenSSH's known_hosts", "parse known hosts: %s", text)
+		return nil, fault.New(fault.GitHostKey, "use the format of OpenSSH's known_hosts", "parse known hosts: %s", text)
 	}
 	return db, nil
 }

@@ -41,11 +41,11 @@ func ParseEntry(name string, data []byte) (*Document, error) {
 
 func parse(name string, data []byte) (*Document, error) {
 	if len(data) > MaxSize {
-		return nil, fault.New("a lock this large was not written by digestlock: restore it from Git",
+		return nil, fault.New(fault.LockInvalid, "a lock this large was not written by digestlock: restore it from Git",
 			"%s: %d bytes, more than the %d a lock may have", name, len(data), MaxSize)
 	}
 	if line := conflictMarker(data); line > 0 {
-		return nil, fault.New("resolve the merge: keep either side, the companion brings the digests up to date",
+		return nil, fault.New(fault.LockConflict, "resolve the merge: keep either side, the companion brings the digests up to date",
 			"%s:%d: merge conflict marker", name, line)
 	}
 	root, err := document(data)
@@ -54,7 +54,7 @@ func parse(name string, data []byte) (*Document, error) {
 	}
 	// The version first: a newer format may have fields that this one does not know.
 	if v := scalarAt(root, "apiVersion"); v.Value != apiVersion {
-		return nil, fault.New("upgrade digestlock, or restore the lock from Git",
+		return nil, fault.New(fault.LockVersion, "upgrade digestlock, or restore the lock from Git",
 			"%s:%d: apiVersion %q, this digestlock reads %s", name, max(v.Line, 1), v.Value, apiVersion)
 	}
 	out := &Document{}
@@ -259,5 +259,5 @@ func broken(name string, err error) error {
 	if e, ok := errors.AsType[*lineError](err); ok {
 		name = fmt.Sprintf("%s:%d", name, e.line)
 	}
-	return fault.New("restore the file from Git, or delete it and let the companion write it anew", "%s: %w", name, err)
+	return fault.New(fault.LockInvalid, "restore the file from Git, or delete it and let the companion write it anew", "%s: %w", name, err)
 }

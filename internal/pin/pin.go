@@ -66,7 +66,7 @@ func New(objects []*yaml.Node, policy Policy) (*Plan, error) {
 		w.object(o)
 	}
 	if len(bad) > 0 {
-		return nil, fault.New("correct the reference: registry.example.com/path/name:tag, lower case",
+		return nil, fault.New(fault.BadReference, "correct the reference: registry.example.com/path/name:tag, lower case",
 			"%s", strings.Join(bad, "; "))
 	}
 	return p, nil

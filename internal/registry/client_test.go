@@ -427,7 +427,7 @@ func TestNotARegistry(t *testing.T) {
 	s := registrytest.Start(t)
 	all, _ := refs(t, s, 1)
 	s.Inject(registrytest.Ping, registrytest.Fault{Status: 404})
-	wantError(t, one(client(Options{}, s), all[0]), nil, "is not a registry (404)", "")
+	wantError(t, one(client(Options{}, s), all[0]), nil, "is not a registry (404)", "check the registry in")
 }
 
 // A registry that takes requests and says nothing: before a session, and after.
@@ -581,7 +581,7 @@ func TestRedirectToAnotherHostIsRefused(t *testing.T) {
 			all, _ := refs(t, s, 1)
 			s.Inject(target, registrytest.Fault{Status: 307, Location: "http://" + other + "/v2/secret"})
 			c := client(Options{Insecure: []string{other}}, s)
-			wantError(t, one(c, all[0]), nil, fmt.Sprintf("redirect to another host, %q, refused", other), "")
+			wantError(t, one(c, all[0]), nil, fmt.Sprintf("redirect to another host, %q, refused", other), "name the image by")
 			if asked.Load() != 0 {
 				t.Error("the other host was asked")
 			}
@@ -625,7 +625,7 @@ func TestHTTPS(t *testing.T) {
 	// The library turns it into https again, so that it leads in a circle.
 	reg.Inject("a", registrytest.Fault{Status: 307, Location: "http://" + host + "/v2/a/manifests/latest"})
 	reg.ResetCounts()
-	wantError(t, one(c, ref), nil, "too many redirects", "")
+	wantError(t, one(c, ref), nil, "too many redirects", "name the image by")
 	if got := reg.Counts().Head; got != 1+maxRedirects {
 		t.Errorf("%d requests, want %d", got, 1+maxRedirects)
 	}
@@ -655,7 +655,7 @@ func TestHTTPSThatLeadsToPlainHTTP(t *testing.T) {
 		t.Cleanup(srv.Close)
 		c := client(Options{Transport: srv.Client().Transport})
 		wantError(t, one(c, parse(t, srv.Listener.Addr().String()+"/a:latest")), nil,
-			"login is not understood or names a token server that is not allowed", "")
+			"login is not understood or names a token server that is not allowed", "check that the registry speaks")
 	})
 	t.Run("token server of a registry in plain http", func(t *testing.T) {
 		t.Parallel()
@@ -681,7 +681,7 @@ func TestTokenAnswerIsNotRepeated(t *testing.T) {
 	})
 	host = plain(t, mux)
 	r := one(client(Options{Insecure: []string{host}}), parse(t, host+"/a:latest"))
-	wantError(t, r, nil, "login is not understood or names a token server that is not allowed", "")
+	wantError(t, r, nil, "login is not understood or names a token server that is not allowed", "check that the registry speaks")
 }
 
 func TestImpatientCallerDoesNotFailAPatientOne(t *testing.T) {

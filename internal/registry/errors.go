@@ -59,9 +59,9 @@ func (h *host) statusError(status int, code string) error {
 	case status == http.StatusNotFound:
 		return fmt.Errorf("%s: %w (%s)", h.name, image.ErrNotFound, said)
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
-		return fault.New(h.loginHint(), "%s: %w (%s)", h.name, image.ErrUnauthorized, said)
+		return fault.New(fault.RegistryUnauthorized, h.loginHint(), "%s: %w (%s)", h.name, image.ErrUnauthorized, said)
 	case status == http.StatusTooManyRequests:
-		return fault.New("log in to "+h.name+" for a higher limit, or wait", "%s: %w (%s, throttled)", h.name, image.ErrUnavailable, said)
+		return fault.New(fault.RegistryUnavailable, "log in to "+h.name+" for a higher limit, or wait", "%s: %w (%s, throttled)", h.name, image.ErrUnavailable, said)
 	case status >= 500:
 		return fmt.Errorf("%s: %w (%s)", h.name, image.ErrUnavailable, said)
 	}
@@ -92,7 +92,7 @@ func (h *host) sessionError(ctx context.Context, err, failure error) error {
 	t, ok := errors.AsType[*transport.Error](err)
 	switch {
 	case ok && t.StatusCode == http.StatusNotFound:
-		return fmt.Errorf("%s: is not a registry (404)", h.name)
+		return fault.New(fault.ImageNotFound, "check the registry in the image's name", "%s: is not a registry (404)", h.name)
 	case ok:
 		return h.statusError(t.StatusCode, code(err))
 	case failure != nil || ctx.Err() != nil:
@@ -101,7 +101,8 @@ func (h *host) sessionError(ctx context.Context, err, failure error) error {
 		return h.netError(ctx, err)
 	}
 	// The library's text may hold the token server's whole answer.
-	return fmt.Errorf("%s: login is not understood or names a token server that is not allowed", h.name)
+	return fault.New(fault.RegistryRefused, "check that the registry speaks the distribution protocol; its token server must be public or its own host",
+		"%s: login is not understood or names a token server that is not allowed", h.name)
 }
 
 // netError is the error for a request without an answer. The texts are our own: those of net/http hold URLs.
@@ -123,16 +124,16 @@ func (h *host) netError(ctx context.Context, err error) error {
 	case errors.As(err, &refused):
 		return h.refused(refused)
 	case errors.As(err, &unknown):
-		return fault.New("give the authority's certificate with SSL_CERT_FILE or SSL_CERT_DIR",
+		return fault.New(fault.RegistryCertificate, "give the authority's certificate with SSL_CERT_FILE or SSL_CERT_DIR",
 			"%s: certificate is signed by an unknown authority", h.name)
 	case errors.As(err, &hostname):
-		return fmt.Errorf("%s: certificate is for another host", h.name)
+		return fault.New(fault.RegistryCertificate, "ask for the registry by the name in its certificate", "%s: certificate is for another host", h.name)
 	case errors.As(err, &invalid):
-		return fmt.Errorf("%s: certificate is not valid", h.name)
+		return fault.New(fault.RegistryCertificate, "renew the registry's certificate, and check the clock here", "%s: certificate is not valid", h.name)
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record) && string(record.RecordHeader[:]) == "HTTP/":
 		return h.plainHTTP("answers in plain http only", h.name)
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return fault.New("check the registry in the image's name, and the DNS here", "%s: %w: no such host", h.name, image.ErrUnavailable)
+		return fault.New(fault.RegistryUnavailable, "check the registry in the image's name, and the DNS here", "%s: %w: no such host", h.name, image.ErrUnavailable)
 	case errors.As(err, &dns):
 		return fmt.Errorf("%s: %w: DNS does not answer", h.name, image.ErrUnavailable)
 	case errors.As(err, &errno):
@@ -159,15 +160,15 @@ func (h *host) refused(r refusal) error {
 	case errPlainHTTP:
 		return h.plainHTTP("plain http to "+quote(r.host)+" refused", r.host)
 	case errListed:
-		return fault.New("take "+cut(r.host)+" from --insecure-registry", "%s: https to %s refused", h.name, quote(r.host))
+		return fault.New(fault.RegistryRefused, "take "+cut(r.host)+" from --insecure-registry", "%s: https to %s refused", h.name, quote(r.host))
 	case errCircle:
-		return fmt.Errorf("%s: too many redirects", h.name)
+		return fault.New(fault.RegistryRefused, "name the image by the registry that it is redirected to", "%s: too many redirects", h.name)
 	}
-	return fmt.Errorf("%s: redirect to another host, %s, refused", h.name, quote(r.host))
+	return fault.New(fault.RegistryRefused, "name the image by the registry that it is redirected to", "%s: redirect to another host, %s, refused", h.name, quote(r.host))
 }
 
 func (h *host) plainHTTP(what, insecure string) error {
-	return fault.New(fmt.Sprintf("serve it over https, or allow plain http with --insecure-registry %s", cut(insecure)),
+	return fault.New(fault.RegistryRefused, fmt.Sprintf("serve it over https, or allow plain http with --insecure-registry %s", cut(insecure)),
 		"%s: %s", h.name, what)
 }
 

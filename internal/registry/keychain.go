@@ -27,7 +27,7 @@ func (dockerConfig) Resolve(target authn.Resource) (authn.Authenticator, error) 
 	if err != nil {
 		// What a helper printed, which docker's message ends in, may be anything.
 		text, _, _ := strings.Cut(err.Error(), ", out:")
-		return nil, fault.New("mend the file, or take it away for anonymous access",
+		return nil, fault.New(fault.RegistryCredentials, "mend the file, or take it away for anonymous access",
 			"read docker config %s: %s", quote(file), quote(text))
 	}
 	return credentials, nil

@@ -137,22 +137,22 @@ func (d *disk) ReadFile(name string) ([]byte, error) {
 func (d *disk) read(name string) ([]byte, error) {
 	if !d.clean[name] {
 		if _, err := d.resolve(name); err != nil {
-			return nil, fault.New("render files of the repository only", "%w", err)
+			return nil, fault.New(fault.OutsideRepository, "render files of the repository only", "%w", err)
 		}
 	}
 	info, err := os.Stat(name)
 	if err != nil {
-		return nil, fault.New("make the file readable", "%w", err)
+		return nil, fault.New(fault.FileUnreadable, "make the file readable", "%w", err)
 	}
 	if !info.Mode().IsRegular() { // reading a pipe waits until somebody writes
-		return nil, fault.New("replace it by a file", "%s: not a regular file", name)
+		return nil, fault.New(fault.FileUnreadable, "replace it by a file", "%s: not a regular file", name)
 	}
 	if err := d.take(name, info.Size()); err != nil {
 		return nil, err
 	}
 	data, err := os.ReadFile(name)
 	if err != nil {
-		return nil, fault.New("make the file readable", "%w", err)
+		return nil, fault.New(fault.FileUnreadable, "make the file readable", "%w", err)
 	}
 	return data, d.expand(name, data)
 }
@@ -160,14 +160,14 @@ func (d *disk) read(name string) ([]byte, error) {
 // take counts a file of size bytes.
 func (d *disk) take(name string, size int64) error {
 	if size > d.limits.file {
-		return fault.New("split the file, or keep it out of the overlay", "%s: larger than %d bytes", name, d.limits.file)
+		return fault.New(fault.TooLarge, "split the file, or keep it out of the overlay", "%s: larger than %d bytes", name, d.limits.file)
 	}
 	const hint = "render less at once: split the overlay into several Applications"
 	if d.limits.total -= size; d.limits.total < 0 {
-		return fault.New(hint, "%s: the overlay reads too many bytes", name)
+		return fault.New(fault.TooLarge, hint, "%s: the overlay reads too many bytes", name)
 	}
 	if d.limits.files--; d.limits.files < 0 {
-		return fault.New(hint, "%s: the overlay reads too many files", name)
+		return fault.New(fault.TooLarge, hint, "%s: the overlay reads too many files", name)
 	}
 	return nil
 }
@@ -187,10 +187,10 @@ func (d *disk) expand(name string, data []byte) error {
 		}
 	}
 	if err != nil {
-		return fault.New("write out what the alias stands for", "%s: %w", name, err)
+		return fault.New(fault.YAMLAlias, "write out what the alias stands for", "%s: %w", name, err)
 	}
 	if d.limits.aliased -= added; d.limits.aliased < 0 {
-		return fault.New("write out what the aliases stand for", "%s: yaml: aliases that stand for too much", name)
+		return fault.New(fault.YAMLAlias, "write out what the aliases stand for", "%s: yaml: aliases that stand for too much", name)
 	}
 	return nil
 }

@@ -53,7 +53,7 @@ var hints = []struct{ part, hint string }{
 // out where we know it.
 func explain(err error, dir string, d *disk) error {
 	if hint := fault.Hint(err); hint != "" { // ours, from disk
-		return fault.New(hint, "kustomize build: %s", relative(err.Error(), dir))
+		return fault.New(fault.CodeOf(err), hint, "kustomize build: %s", relative(err.Error(), dir))
 	}
 	remote := errors.Is(err, exec.ErrNotFound) || strings.Contains(err.Error(), errRemote.Error()) ||
 		strings.Contains(err.Error(), "no 'git' program on path")
@@ -66,17 +66,20 @@ func explain(err error, dir string, d *disk) error {
 		text = regexp.MustCompile(r.pattern).ReplaceAllString(text, r.with)
 	}
 	if remote {
-		return fault.New("copy the base into this repository: remote bases are refused, what they serve can change without a commit",
+		return fault.New(fault.RemoteBase, "copy the base into this repository: remote bases are refused, what they serve can change without a commit",
 			"kustomize build: %w: %s", errRemote, cmp.Or(entry, strings.TrimSuffix(text, ": no such file or directory")))
 	}
-	hint := "run \"kustomize build\" in this directory to see the same error with its context"
+	code, hint := fault.Kustomize, "run \"kustomize build\" in this directory to see the same error with its context"
+	if strings.Contains(text, errOutside.Error()) {
+		code = fault.OutsideRepository
+	}
 	for _, h := range hints {
 		if strings.Contains(text, h.part) {
 			hint = h.hint
 			break
 		}
 	}
-	return fault.New(hint, "kustomize build: %s", text)
+	return fault.New(code, hint, "kustomize build: %s", text)
 }
 
 var (

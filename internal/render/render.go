@@ -96,7 +96,7 @@ func (o *Output) Objects() []*yaml.Node {
 func (o *Output) YAML() ([]byte, error) {
 	data, err := o.resources.AsYaml()
 	if err == nil && len(data) > o.maxBytes {
-		return nil, fault.New("render less at once: split the overlay into several Applications",
+		return nil, fault.New(fault.TooLarge, "render less at once: split the overlay into several Applications",
 			"the overlay renders %d bytes, %d are the limit", len(data), o.maxBytes)
 	}
 	return data, err
@@ -115,10 +115,10 @@ func hasKustomization(dir string) error {
 	const hint = "give the directory that holds the kustomization"
 	info, err := os.Stat(dir)
 	if err != nil {
-		return fault.New(hint, "%w", err)
+		return fault.New(fault.NoKustomization, hint, "%w", err)
 	}
 	if !info.IsDir() {
-		return fault.New(hint, "%s is not a directory", dir)
+		return fault.New(fault.NoKustomization, hint, "%s is not a directory", dir)
 	}
 	names := konfig.RecognizedKustomizationFileNames()
 	for _, name := range names {
@@ -126,7 +126,7 @@ func hasKustomization(dir string) error {
 			return nil
 		}
 	}
-	return fault.New("point the Application's path at a kustomize overlay, or add a kustomization.yaml",
+	return fault.New(fault.NoKustomization, "point the Application's path at a kustomize overlay, or add a kustomization.yaml",
 		"no %s in %s", strings.Join(names, ", "), dir)
 }
 
