@@ -232,7 +232,7 @@ func (b *bench) stages(ctx context.Context) ([]row, error) {
 	var build, pins []float64
 	for range b.colds {
 		start := time.Now()
-		out, err := render.Build(ctx, filepath.Join(b.dir, "locked"))
+		out, err := render.Build(ctx, filepath.Join(b.dir, "locked"), render.Options{})
 		if err != nil {
 			return nil, err
 		}

@@ -22,11 +22,14 @@ spec:
 `)
 	for _, p := range Parameters() {
 		fmt.Fprintf(&b, "      - name: %s\n        title: %s\n        tooltip: %q\n        collectionType: %s\n", p.Name, p.Title, p.Tooltip, p.Type)
-		if p.Type == "array" {
+		switch p.Type {
+		case "array":
 			fmt.Fprintf(&b, "        array: [%s]\n", p.Default)
-			continue
+		case "map":
+			b.WriteString("        map: {}\n")
+		default:
+			fmt.Fprintf(&b, "        string: %q\n", p.Default)
 		}
-		fmt.Fprintf(&b, "        string: %q\n", p.Default)
 	}
 	return b.String()
 }

@@ -123,7 +123,7 @@ func (r Render) Generate(ctx context.Context) (Result, error) {
 
 // plan renders the overlay, finds its images and decides on them.
 func (r Render) plan(ctx context.Context) (*render.Output, *pin.Plan, []Decision, error) {
-	out, err := render.Build(ctx, r.Dir)
+	out, err := render.Build(ctx, r.Dir, r.Settings.Build)
 	if err != nil {
 		return nil, nil, nil, err
 	}

@@ -81,7 +81,7 @@ func TestParametersRefused(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ in, want, hint string }{
 		{`{`, "source.plugin.parameters", "list of entries"},
-		{`[{"name":"server","string":"http://evil"}]`, `unknown parameter "server"`, "valid parameters are allow-empty, exclude-images, exclude-kinds, image-fields, include-images, mode, pin-format, tags"},
+		{`[{"name":"server","string":"http://evil"}]`, `unknown parameter "server"`, "valid parameters are allow-empty, api-versions, common-annotations"},
 		{`[{"name":"mode","array":["follow"]}]`, `parameter "mode" is not of type string`, "write it as {name: mode, string: …}"},
 		{`[{"name":"mode"}]`, `parameter "mode" is not of type string`, ""},
 		{`[{"name":"mode","string":"x"}]`, `"x" is not one of follow, live, locked`, "follow (the lock"},

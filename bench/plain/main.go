@@ -24,7 +24,7 @@ func main() {
 }
 
 func run(dir string) error {
-	out, err := render.Build(context.Background(), dir)
+	out, err := render.Build(context.Background(), dir, render.Options{})
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -33,6 +34,8 @@ type overlay struct {
 	server, tokenFile string
 	insecure          []string
 	timeout           time.Duration
+	enableHelm        bool
+	helm              string
 }
 
 // overlayFlags adds the flags of an overlay.
@@ -57,6 +60,8 @@ func overlayFlags(flags *cli.Flags) *overlay {
 	flags.StringVar(&o.server, "server", defaultServer, "resolver: unix:///path or http(s)://host:port; empty asks the registries directly")
 	flags.StringVar(&o.tokenFile, "server-token-file", "", "file with the bearer token for a resolver over http")
 	flags.StringSliceVar(&o.insecure, "insecure-registry", nil, "host[:port] that may be asked over plain http, with --server=\"\"")
+	flags.BoolVar(&o.enableHelm, "enable-helm", false, "operator's permission to inflate helm charts that are in the repository; helm runs with the rights of this process")
+	flags.StringVar(&o.helm, "helm-command", "/usr/local/bin/helm", "absolute path of the helm binary, with --enable-helm")
 	flags.DurationVar(&o.timeout, "timeout", defaultTimeout, "give up after this long; keep it below Argo CD's own limit of 60s")
 	return o
 }
@@ -73,6 +78,13 @@ func (o *overlay) render(ctx context.Context, env cli.Env, args []string) (plugi
 	if err := r.Settings.Allow(o.allowed); err != nil {
 		return r, nil, nil, err
 	}
+	if o.enableHelm && !filepath.IsAbs(o.helm) {
+		return r, nil, nil, cli.Usage("give the path that the image has helm at", "--helm-command: %q is not an absolute path", o.helm)
+	}
+	if !o.enableHelm {
+		o.helm = ""
+	}
+	r.Settings = r.Settings.Surround(env.Getenv, o.helm)
 	resolver, err := o.resolver()
 	if err != nil {
 		return r, nil, nil, err

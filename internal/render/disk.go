@@ -63,9 +63,11 @@ type disk struct {
 	filesys.FileSystem
 	root    filesys.ConfirmedDir
 	limits  limits // what is left of them
+	helm    bool   // charts are inflated, within bounds
 	clean   map[string]bool
 	refused error // the first file that could not be read: krusty passes over a kustomization that it cannot read
 
+	edited         map[string][]byte // what krusty gets instead, by path
 	kustomizations []file
 	configurations map[string][]byte // by path, nil until krusty reads it
 }
@@ -79,7 +81,7 @@ type file struct {
 func newDisk(root string, l limits) *disk {
 	return &disk{
 		FileSystem: filesys.MakeFsInMemory(), root: filesys.ConfirmedDir(root), limits: l,
-		clean: map[string]bool{}, configurations: map[string][]byte{},
+		clean: map[string]bool{}, edited: map[string][]byte{}, configurations: map[string][]byte{},
 	}
 }
 
@@ -122,14 +124,21 @@ func (d *disk) holds(name string) bool { return filesys.ConfirmedDir(name).HasPr
 // ReadFile reads a regular file.
 func (d *disk) ReadFile(name string) ([]byte, error) {
 	data, err := d.read(name)
-	if err == nil && slices.Contains(konfig.RecognizedKustomizationFileNames(), filepath.Base(name)) {
-		d.note(file{name, data})
+	switch f := (file{name, data}); {
+	case err != nil:
+	case slices.Contains(konfig.RecognizedKustomizationFileNames(), filepath.Base(name)):
+		err = d.note(f)
+	case d.helm:
+		err = f.hiddenChart()
 	}
 	if _, ok := d.configurations[name]; ok {
 		d.configurations[name] = data
 	}
 	if err != nil && d.refused == nil {
 		d.refused = err
+	}
+	if edited, ok := d.edited[name]; ok && err == nil {
+		return edited, nil
 	}
 	return data, err
 }

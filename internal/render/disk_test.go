@@ -15,7 +15,7 @@ import (
 // refused wants a build within l to end with this text, and a hint.
 func refused(t *testing.T, dir string, l limits, want string) {
 	t.Helper()
-	out, err := buildWithin(t.Context(), dir, l)
+	out, err := buildWithin(t.Context(), dir, Options{}, l)
 	if err == nil {
 		_, err = out.YAML()
 	}
@@ -125,7 +125,7 @@ func TestImageFields(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "KUST", "resources: [b]\nconfigurations: [c.yaml]", "c.yaml", "images:\n- {kind: X, path: spec/b}\n- {kind: X, path: spec/a}",
 		"b/kustomization.yaml", "resources: [a.yaml]\nconfigurations: [c.yaml]", "b/a.yaml", pod, "b/c.yaml", "images:\n- {group: g, version: v1, kind: X, path: 's[]/i'}\n- {kind: X, path: spec/a}")
-	out, err := Build(t.Context(), dir)
+	out, err := Build(t.Context(), dir, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,7 @@ var hints = []struct{ part, hint string }{
 	{"security; file", "kustomize reads files below their own kustomization only: move the file there, or make its directory a base"},
 	{"cannot be absolute", "name the base by its path from this kustomization, inside of the repository"},
 	{"external plugins disabled", "render what it generates into the repository: plugins, functions and containers never run here"},
-	{"must specify --enable-helm", "render the chart into the repository with helm template: helm never runs here"},
+	{"must specify --enable-helm", "render the chart into the repository with helm template, or let the operator start the plugin with --enable-helm"},
 	{"no such file or directory", "commit the file or correct its name, case matters; if Git has it, manifest-generate-paths or a tar exclusion of Argo CD left it out of this render"},
 	{"yaml: line", "correct the YAML there: tabs, indentation and conflict markers are the usual causes"},
 	{"already registered id", "keep one of the two objects, or tell them apart by name or namespace"},

@@ -55,7 +55,7 @@ func TestExplain(t *testing.T) {
 		{"git over ssh", []string{"KUST", "resources: ['git@github.com:a/b.git']"}, "names a remote base or file: in kustomization.yaml:1: git@github.com:a/b.git", "copy the base into"},
 		{"git in a base", []string{"KUST", "resources: [../b]", "../b/kustomization.yaml", "resources: ['github.com/a/b?ref=v1']"}, "names a remote base or file: in ../b/kustomization.yaml:1: github.com/a/b", "copy the base into"},
 		{"schema over http", []string{"KUST", "openapi: {path: 'http://127.0.0.1:1/x'}"}, "names a remote base or file: in kustomization.yaml:1: http://127.0.0.1:1/x", "copy the base into"},
-		{"helm", []string{"KUST", "helmCharts:\n- name: x\n  repo: http://127.0.0.1:1/\n"}, "HelmChartInflationGenerator: must specify --enable-helm", "helm never runs"},
+		{"helm", []string{"KUST", "helmCharts:\n- name: x\n  repo: http://127.0.0.1:1/\n"}, "HelmChartInflationGenerator: must specify --enable-helm", "--enable-helm"},
 		{"exec function", []string{"KUST", "generators: [g.yaml]", "g.yaml", "apiVersion: x/v1\nkind: G\nmetadata:\n  name: g\n  annotations:\n    config.kubernetes.io/function: |\n      exec:\n        path: ./run\n"}, "loading generator plugins: failed to load generator: external plugins disabled; unable to load external plugin 'G'", "never run here"},
 		{"legacy plugin", []string{"KUST", "resources: [a.yaml]\ntransformers: [g.yaml]", "a.yaml", pod, "g.yaml", "apiVersion: x/v1\nkind: G\nmetadata:\n  name: g\n"}, "external plugins disabled; unable to load external plugin 'G'", "never run here"},
 	}
@@ -64,7 +64,7 @@ func TestExplain(t *testing.T) {
 			root := t.TempDir()
 			dir := filepath.Join(root, "apps", "my overlay")
 			write(t, dir, tt.files...)
-			_, err := Build(t.Context(), dir)
+			_, err := Build(t.Context(), dir, Options{})
 			if err == nil {
 				t.Fatal("no error")
 			}

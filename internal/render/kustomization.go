@@ -49,17 +49,21 @@ func decode(data []byte, into any) error {
 }
 
 // note keeps a kustomization and waits for the configurations that it names.
-func (d *disk) note(f file) {
+func (d *disk) note(f file) error {
 	d.kustomizations = append(d.kustomizations, f)
 	var k types.Kustomization
-	if !bytes.Contains(bytes.ToLower(f.data), []byte("configurations")) || k.Unmarshal(f.data) != nil {
-		return
+	if !d.helm && !bytes.Contains(bytes.ToLower(f.data), []byte("configurations")) || k.Unmarshal(f.data) != nil {
+		return nil
 	}
 	for _, name := range k.Configurations {
 		if real, err := d.resolve(filepath.Join(filepath.Dir(f.name), name)); err == nil && d.configurations[real] == nil {
 			d.configurations[real] = nil
 		}
 	}
+	if d.helm {
+		return f.charts(k)
+	}
+	return nil
 }
 
 // remoteEntry matches what kustomize may take for a URL, of a generator's "key=file" the file.

@@ -47,9 +47,17 @@ type Output struct {
 //
 // Build honours ctx by returning early; krusty itself cannot be stopped, so that the caller is expected to end the
 // process then. Errors carry a hint where there is one.
-func Build(ctx context.Context, dir string) (*Output, error) { return buildWithin(ctx, dir, usual) }
+func Build(ctx context.Context, dir string, o Options) (*Output, error) {
+	return buildWithin(ctx, dir, o, usual)
+}
 
-func buildWithin(ctx context.Context, dir string, l limits) (*Output, error) {
+// Options are what a build does beside "kustomize build". The zero value is nothing.
+type Options struct {
+	Edits Edits
+	Helm  Helm
+}
+
+func buildWithin(ctx context.Context, dir string, o Options, l limits) (*Output, error) {
 	if err := hasKustomization(dir); err != nil {
 		return nil, err
 	}
@@ -63,13 +71,21 @@ func buildWithin(ctx context.Context, dir string, l limits) (*Output, error) {
 		defer func() { _ = os.RemoveAll(tmp) }()
 	}
 	d := newDisk(jail(dir), l)
+	d.helm = o.Helm.Command != ""
+	if !o.Edits.none() {
+		if err := d.apply(o.Edits, dir); fault.CodeOf(err) == fault.Parameter {
+			return nil, err
+		} else if err != nil {
+			return nil, explain(err, dir, d)
+		}
+	}
 	type result struct {
 		m   resmap.ResMap
 		err error
 	}
 	done := make(chan result, 1)
 	go func() {
-		m, err := guarded(d, dir, tmp)
+		m, err := guarded(d, dir, tmp, o.Helm)
 		done <- result{m, err}
 	}()
 	select {
@@ -132,7 +148,7 @@ func hasKustomization(dir string) error {
 
 var building sync.Mutex
 
-func guarded(d *disk, dir, tmp string) (m resmap.ResMap, err error) {
+func guarded(d *disk, dir, tmp string, helm Helm) (m resmap.ResMap, err error) {
 	building.Lock()
 	defer building.Unlock()
 	defer guard(tmp)()
@@ -142,6 +158,7 @@ func guarded(d *disk, dir, tmp string) (m resmap.ResMap, err error) {
 		}
 	}()
 	o := krusty.MakeDefaultOptions() // RootOnly, no plugins, no functions, no helm
+	o.PluginConfig.HelmConfig = helm.config()
 	o.Reorder = krusty.ReorderOptionUnspecified
 	m, err = krusty.MakeKustomizer(o).Run(d, dir)
 	if d.refused != nil {

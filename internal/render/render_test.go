@@ -61,7 +61,7 @@ func TestCLI(t *testing.T) {
 
 func build(t *testing.T, dir string) string {
 	t.Helper()
-	out, err := Build(t.Context(), dir)
+	out, err := Build(t.Context(), dir, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func build(t *testing.T, dir string) string {
 func TestObjects(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "KUST", "resources: [a.yaml]", "a.yaml", pod)
-	out, err := Build(t.Context(), dir)
+	out, err := Build(t.Context(), dir, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +160,7 @@ func TestRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := processState()
-			out, err := Build(t.Context(), dir)
+			out, err := Build(t.Context(), dir, Options{})
 			if err == nil {
 				data, _ := out.YAML()
 				t.Errorf("rendered:\n%s", data)
@@ -259,7 +259,7 @@ func TestPanics(t *testing.T) {
 	for _, tt := range tests {
 		write(t, dir, "KUST", "resources: [a.yaml]\n"+tt.kustomization, "a.yaml", tt.pod)
 		before := processState()
-		if _, err := Build(t.Context(), dir); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+		if _, err := Build(t.Context(), dir, Options{}); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
 			t.Errorf("Build: %v, want %s", err, tt.want)
 		}
 		if after := processState(); after != before {
@@ -278,7 +278,7 @@ func TestContextEnds(t *testing.T) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Millisecond, cause)
 	defer cancel()
 	building.Lock() // as a build does that takes longer
-	_, err := Build(ctx, dir)
+	_, err := Build(ctx, dir, Options{})
 	building.Unlock()
 	if !errors.Is(err, cause) || !strings.Contains(err.Error(), cause.Error()) {
 		t.Errorf("Build: %v, want %v", err, cause)
@@ -301,7 +301,7 @@ func TestNotAnOverlay(t *testing.T) {
 	}
 	t.Chdir(dir)
 	for _, tt := range tests {
-		_, err := Build(t.Context(), tt.dir)
+		_, err := Build(t.Context(), tt.dir, Options{})
 		if err == nil || err.Error() != tt.want || fault.Hint(err) == "" {
 			t.Errorf("Build(%s): %v, want %s and a hint", tt.dir, err, tt.want)
 		}
