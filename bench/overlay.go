@@ -32,8 +32,13 @@ func (b *bench) example() (string, error) {
 
 // large makes an overlay of Deployments that share images at registry, without a lock.
 func (b *bench) large(name, registry string) (string, error) {
+	return b.overlay(name, deployments, imageNames(registry, images))
+}
+
+// overlay makes an overlay of n Deployments with these images in turn, and each with a proxy of a fixed tag.
+func (b *bench) overlay(name string, n int, names []string) (string, error) {
 	var objects strings.Builder
-	for i := range deployments {
+	for i := range n {
 		fmt.Fprintf(&objects, `apiVersion: apps/v1
 kind: Deployment
 metadata:
@@ -63,7 +68,7 @@ spec:
       - name: proxy
         image: registry.example.com/mirror/envoy:v1.36.2
 ---
-`, i, imageNames(registry)[i%images])
+`, i, names[i%len(names)])
 	}
 	dir := filepath.Join(b.dir, name)
 	for file, text := range map[string]string{
@@ -77,8 +82,8 @@ spec:
 	return dir, nil
 }
 
-func imageNames(registry string) []string {
-	names := make([]string, images)
+func imageNames(registry string, n int) []string {
+	names := make([]string, n)
 	for i := range names {
 		names[i] = fmt.Sprintf("%s/%s:latest", registry, repository(i))
 	}
