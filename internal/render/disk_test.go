@@ -53,6 +53,12 @@ func TestJail(t *testing.T) {
 		}
 		write(t, dir, "KUST", "resources: [link]")
 		refused(t, dir, usual, "link: is outside of the repository")
+		// A way out of the repository is one even where it leads back.
+		if err := os.Symlink(filepath.Join(repo, "base"), filepath.Join(top, "back")); err != nil {
+			t.Fatal(err)
+		}
+		write(t, dir, "KUST", "resources: [../../back]")
+		refused(t, dir, usual, "../../back: is outside of the repository")
 		d := newDisk(repo, usual)
 		if _, err := d.ReadFile(filepath.Join(top, "base", "a.yaml")); err == nil {
 			t.Error("ReadFile reads outside")

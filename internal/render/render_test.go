@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -305,5 +306,21 @@ func TestNotAnOverlay(t *testing.T) {
 		if err == nil || err.Error() != tt.want || fault.Hint(err) == "" {
 			t.Errorf("Build(%s): %v, want %s and a hint", tt.dir, err, tt.want)
 		}
+	}
+}
+
+// TestQuietLogger: what krusty says to the standard logger would stand in front of an error in Argo CD.
+func TestQuietLogger(t *testing.T) {
+	var said bytes.Buffer
+	defer log.SetOutput(log.Writer())
+	log.SetOutput(&said)
+	dir := t.TempDir()
+	write(t, dir, "KUST", "resources: [a.yaml]\nvars: [{name: UNUSED, objref: {kind: Pod, name: p, apiVersion: v1}}]", "a.yaml", pod)
+	build(t, dir)
+	if said.Len() > 0 {
+		t.Errorf("the standard logger has %q", &said)
+	}
+	if log.Writer() != &said {
+		t.Error("the standard logger writes elsewhere now")
 	}
 }
