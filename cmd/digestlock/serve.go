@@ -41,6 +41,8 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	stateDir := flags.String("state-dir", "/var/lib/digestlock", "directory for the ledger")
 	ttl := flags.Duration("ttl", time.Minute, "use an answer this long without asking the registry again")
 	stale := flags.Duration("stale-if-error", 24*time.Hour, "use an answer this long when the registry cannot be asked; 0 is never")
+	revalidate := flags.Duration("stale-while-revalidate", 0, "past --ttl, answer this long at once with the last digest, marked stale, while the registry is asked; 0 is never: whoever asks waits for the registry")
+	window := flags.Duration("refresh-window", 2*time.Minute, "ask the registry shortly before --ttl ends for what was used within this time, so that nobody waits for it; 0 is never")
 	size := flags.Int("cache-size", 10_000, "references to remember")
 	timeout := flags.Duration("lookup-timeout", 10*time.Second, "give a registry this long for one reference")
 	insecure := flags.StringSlice("insecure-registry", nil, "host[:port] that may be asked over plain http (repeatable)")
@@ -51,6 +53,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	}
 	for name, bad := range map[string]bool{
 		"ttl": *ttl <= 0, "cache-size": *size <= 0, "lookup-timeout": *timeout <= 0, "stale-if-error": *stale < 0,
+		"stale-while-revalidate": *revalidate < 0, "refresh-window": *window < 0,
 	} {
 		if bad {
 			return cli.Usage("see \"digestlock serve --help\"", "--%s is out of range", name)
@@ -73,7 +76,10 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	lookups := cache.New(
 		registry.New(registry.Options{Insecure: *insecure, Timeout: *timeout, Registerer: metrics}),
-		cache.Options{Size: *size, TTL: *ttl, StaleIfError: *stale, Timeout: *timeout + 5*time.Second, Registerer: metrics},
+		cache.Options{
+			Size: *size, TTL: *ttl, StaleIfError: *stale, Timeout: *timeout + 5*time.Second, Registerer: metrics,
+			StaleWhileRevalidate: *revalidate, RefreshWindow: *window,
+		},
 	)
 	defer lookups.Close()
 	unix, err := listenUnix(*socket)

@@ -2,7 +2,9 @@
 // TTL, however many Applications ask.
 //
 // Freshness is decided here and not by the LRU, which only bounds memory: a TTL cache that hides expired values could
-// not answer with the last known digest when a registry is down.
+// not answer with the last known digest when a registry is down. An entry is fresh, then where that is wanted good
+// enough while it is looked up again, then good for when the registry cannot be asked. refresh.go keeps entries in use
+// fresh.
 package cache
 
 import (
@@ -33,31 +35,50 @@ type Options struct {
 	NegativeTTL  time.Duration // the same for "not found" and "unauthorized"; default 10 s
 	StaleIfError time.Duration // an answer is used when asking again fails; default 24 h, negative for never
 	Timeout      time.Duration // one lookup, all of a registry's references together; default 15 s
-	Registerer   prometheus.Registerer
+
+	// StaleWhileRevalidate is how long after its TTL a digest is still answered at once, marked stale, and looked up
+	// again meanwhile; default never.
+	StaleWhileRevalidate time.Duration
+	// RefreshWindow is how long after a reference was last asked for its digest is kept fresh, by looking it up again
+	// shortly before its TTL ends; default never.
+	RefreshWindow time.Duration
+
+	Registerer prometheus.Registerer
 }
 
 // Cache is a resolver that asks another one no more often than its TTL. It is safe for concurrent use. Callers of one
 // reference share one lookup, and a caller who gives up fails nobody else.
 type Cache struct {
-	backend Resolver
-	o       Options
-	lookups *prometheus.CounterVec
+	backend   Resolver
+	o         Options
+	lookups   *prometheus.CounterVec
+	refreshes prometheus.Counter
 
-	mu      sync.Mutex
-	entries *lru.Cache[string, entry]
-	flights map[string]*flight
-	closed  bool
+	mu         sync.Mutex
+	entries    *lru.Cache[string, *entry]
+	flights    map[string]*flight
+	refreshing map[string]bool // registries whose entries are being refreshed
+	closed     bool
 
 	running sync.WaitGroup
 	ctx     context.Context // parent of every lookup: lookups outlive their callers, but not the cache
 	cancel  context.CancelFunc
 }
 
-// entry is the last answer for one reference: a digest or a refusal, never a temporary error.
+// entry is the last answer for one reference: a digest or a refusal, never a temporary error. It is guarded by Cache.mu
+// and changed in place, so that only callers, and no refresh, make it recently used.
 type entry struct {
+	ref    image.Ref
 	digest string
 	err    error
 	at     time.Time
+	used   time.Time // when a caller last asked
+	due    time.Time // when to look it up again, if it is in use
+}
+
+// answer is what the entry says about ref, which differs from its own only in how the name is written.
+func (e *entry) answer(ref image.Ref, stale bool) image.Resolution {
+	return image.Resolution{Ref: ref, Digest: e.digest, At: e.at, Err: e.err, Stale: stale}
 }
 
 // flight is one lookup under way. Its result may be read once done is closed.
@@ -65,33 +86,41 @@ type flight struct {
 	ref     image.Ref
 	done    chan struct{}
 	result  image.Resolution
+	asked   bool // guarded by Cache.mu: for a caller, and not only to refresh
 	flushed bool // guarded by Cache.mu: a flush came after the lookup began, so that its answer may be the old one
 }
 
-// New returns a cache in front of backend. Close it to wait for its lookups.
+// New returns a cache in front of backend. Close it to end its lookups and to wait for them.
 func New(backend Resolver, o Options) *Cache {
 	o.Size = orDefault(o.Size, 10_000)
 	o.TTL = orDefault(o.TTL, time.Minute)
 	o.NegativeTTL = orDefault(o.NegativeTTL, 10*time.Second)
 	o.StaleIfError = orDefault(o.StaleIfError, 24*time.Hour)
 	o.Timeout = orDefault(o.Timeout, 15*time.Second)
-	entries, err := lru.New[string, entry](o.Size)
+	entries, err := lru.New[string, *entry](o.Size)
 	if err != nil {
 		panic(err) // only for a size below one
 	}
 	c := &Cache{
-		backend: backend, o: o, entries: entries, flights: map[string]*flight{},
+		backend: backend, o: o, entries: entries, flights: map[string]*flight{}, refreshing: map[string]bool{},
 		lookups: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "digestlock_cache_lookups_total",
-			Help: "References asked for, by how they were answered: hit, miss (a lookup was started), shared (a lookup was under way).",
+			Help: "References asked for, by how they were answered: hit, miss (a lookup was started), shared (a lookup was under way), stale (at once, and looked up again).",
 		}, []string{"outcome"}),
+		refreshes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "digestlock_cache_refreshes_total",
+			Help: "References in use that were looked up again before anybody had to wait for it.",
+		}),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	if o.Registerer != nil {
-		o.Registerer.MustRegister(c.lookups, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		o.Registerer.MustRegister(c.lookups, c.refreshes, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "digestlock_cache_entries",
 			Help: "References remembered.",
 		}, func() float64 { return float64(entries.Len()) }))
+	}
+	if o.RefreshWindow > 0 {
+		c.running.Go(c.refreshAhead)
 	}
 	return c
 }
@@ -113,8 +142,8 @@ func (c *Cache) Close() {
 }
 
 // Resolve returns one Resolution per reference, in the same order. An answer younger than the TTL is used as it is.
-// Where asking fails, the last known digest is used, marked stale. No answer is older than a [Cache.Flush] of its
-// reference that returned before Resolve was called.
+// Where asking fails, or need not be waited for, the last known digest is used, marked stale. No answer is older than a
+// [Cache.Flush] of its reference that returned before Resolve was called.
 func (c *Cache) Resolve(ctx context.Context, refs []image.Ref) []image.Resolution {
 	out := make([]image.Resolution, len(refs))
 	waits := make([]*flight, len(refs))
@@ -122,19 +151,28 @@ func (c *Cache) Resolve(ctx context.Context, refs []image.Ref) []image.Resolutio
 	var start []*flight
 	for i, ref := range refs {
 		key := ref.String()
-		if e, ok := c.fresh(key); ok {
+		e, is := c.use(key)
+		if is == fresh {
 			c.lookups.WithLabelValues("hit").Inc()
-			out[i] = image.Resolution{Ref: ref, Digest: e.digest, At: e.at, Err: e.err}
+			out[i] = e.answer(ref, false)
 			continue
 		}
-		f, ok := c.flights[key]
-		if ok {
-			c.lookups.WithLabelValues("shared").Inc()
-		} else {
-			c.lookups.WithLabelValues("miss").Inc()
+		f, shared := c.flights[key]
+		if !shared {
 			f = &flight{ref: ref, done: make(chan struct{})}
 			c.flights[key] = f
 			start = append(start, f)
+		}
+		f.asked = true
+		switch {
+		case is == usable:
+			c.lookups.WithLabelValues("stale").Inc()
+			out[i] = e.answer(ref, true)
+			continue
+		case shared:
+			c.lookups.WithLabelValues("shared").Inc()
+		default:
+			c.lookups.WithLabelValues("miss").Inc()
 		}
 		waits[i] = f
 	}
@@ -149,14 +187,30 @@ func (c *Cache) Resolve(ctx context.Context, refs []image.Ref) []image.Resolutio
 	return out
 }
 
-// fresh returns the entry of key when it is young enough to be used without asking. The caller holds mu.
-func (c *Cache) fresh(key string) (entry, bool) {
+// freshness is what an entry is good for.
+type freshness int
+
+const (
+	expired freshness = iota // for when the registry cannot be asked, if at all
+	usable                   // to answer with while it is looked up again
+	fresh                    // to answer with
+)
+
+// use returns the entry of key and what it is good for, and notes that a caller asked. The caller holds mu.
+func (c *Cache) use(key string) (*entry, freshness) {
 	e, ok := c.entries.Get(key)
-	ttl := c.o.TTL
-	if e.err != nil {
-		ttl = c.o.NegativeTTL
+	if !ok {
+		return nil, expired
 	}
-	return e, ok && time.Since(e.at) < ttl
+	now := time.Now()
+	e.used = now
+	switch old := now.Sub(e.at); {
+	case e.err != nil && old < c.o.NegativeTTL, e.err == nil && old < c.o.TTL:
+		return e, fresh
+	case e.err == nil && old < c.o.TTL+c.o.StaleWhileRevalidate:
+		return e, usable
+	}
+	return e, expired
 }
 
 // launch starts the lookups, one call of the backend per registry: a registry that does not answer delays nobody
@@ -206,13 +260,24 @@ func (c *Cache) land(f *flight, r image.Resolution) {
 	}
 	key := f.ref.String()
 	delete(c.flights, key)
-	switch {
-	case r.Err == nil:
-		c.entries.Add(key, entry{digest: r.Digest, at: r.At})
-	case errors.Is(r.Err, image.ErrNotFound), errors.Is(r.Err, image.ErrUnauthorized):
-		c.entries.Add(key, entry{err: r.Err, at: r.At})
-	default:
+	e, known := c.entries.Peek(key)
+	if r.Err != nil && !errors.Is(r.Err, image.ErrNotFound) && !errors.Is(r.Err, image.ErrUnauthorized) {
+		if known {
+			e.due = c.due(time.Now())
+		}
 		f.result = c.orStale(r)
+		return
+	}
+	if !known && !f.asked {
+		return // evicted while it was refreshed: those in use come first
+	}
+	if !known {
+		e = &entry{ref: f.ref}
+		c.entries.Add(key, e)
+	}
+	e.digest, e.err, e.at, e.due = r.Digest, r.Err, r.At, c.due(r.At)
+	if f.asked {
+		e.used = time.Now()
 	}
 }
 
@@ -223,7 +288,7 @@ func (c *Cache) orStale(r image.Resolution) image.Resolution {
 	if !ok || e.err != nil || time.Since(e.at) > c.o.StaleIfError {
 		return r
 	}
-	return image.Resolution{Ref: r.Ref, Digest: e.digest, At: e.at, Stale: true}
+	return e.answer(r.Ref, time.Since(e.at) >= c.o.TTL)
 }
 
 func (c *Cache) wait(ctx context.Context, f *flight) image.Resolution {

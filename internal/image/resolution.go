@@ -21,6 +21,6 @@ type Resolution struct {
 	Ref    Ref
 	Digest string    // "sha256:…"; "" exactly when Err is set
 	At     time.Time // when the registry was asked: the digest is no older than this
-	Stale  bool      // the registry could not be asked again; this is its last known answer
+	Stale  bool      // the last known answer, older than it should be: the registry cannot be asked, or is being asked
 	Err    error     // wraps ErrNotFound, ErrUnauthorized or ErrUnavailable, without repeating the reference
 }
