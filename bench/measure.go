@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
 	"github.com/digestlock/digestlock/internal/pin"
@@ -192,32 +193,51 @@ func (c *counted) add(ctx context.Context, reg *registrytest.Server, what call) 
 
 // serve starts a resolver with an empty state and waits until its socket answers.
 func (b *bench) serve(ctx context.Context, registry string) (socket string, stop func(), err error) {
-	dir, err := os.MkdirTemp(b.dir, "s")
+	p, err := b.startResolver(ctx, registry)
 	if err != nil {
 		return "", nil, err
 	}
-	socket = filepath.Join(dir, "s")
-	cmd := exec.CommandContext(ctx, b.program("digestlock"), "serve", "--listen=", "--log-level=warn",
-		"--socket="+socket, "--state-dir="+filepath.Join(dir, "state"), "--insecure-registry="+registry)
+	return p.socket, p.stop, nil
+}
+
+// startResolver starts a resolver as serve does, with more flags.
+func (b *bench) startResolver(ctx context.Context, registry string, flags ...string) (*process, error) {
+	dir, err := os.MkdirTemp(b.dir, "s")
+	if err != nil {
+		return nil, err
+	}
+	p := &process{socket: filepath.Join(dir, "s")}
+	if p.address, err = freePort(); err != nil {
+		return nil, err
+	}
+	if p.client, err = api.NewClient("unix://"+p.socket, ""); err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, b.program("digestlock"), append([]string{
+		"serve", "--listen=" + p.address, "--log-level=warn",
+		"--socket=" + p.socket, "--state-dir=" + filepath.Join(dir, "state"), "--insecure-registry=" + registry,
+	}, flags...)...)
 	cmd.Env = b.environ(nil)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	stop = func() {
+	p.pid = cmd.Process.Pid
+	p.stop = func() {
+		p.client.Close()
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait() // what it was asked for is there already
 	}
 	for range 500 {
-		c, err := net.Dial("unix", socket)
+		c, err := net.Dial("unix", p.socket)
 		if err == nil {
 			_ = c.Close()
-			return socket, stop, nil
+			return p, nil
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	stop()
-	return "", nil, fmt.Errorf("serve: no answer on its socket within 5 s")
+	p.stop()
+	return nil, fmt.Errorf("serve: no answer on its socket within 5 s")
 }
 
 // start measures what every render pays before its first line of ours.

@@ -19,7 +19,7 @@ var ours = map[string][]string{
 	"cmd/digestlock":           {"internal/api", "internal/cache", "internal/cli", "internal/daemon", "internal/demo", "internal/fault", "internal/image", "internal/lock", "internal/registry", "internal/render", "plugin"},
 	"cmd/digestlock-companion": {"internal/api", "internal/cli", "internal/companion", "internal/fault", "internal/gitrepo"},
 
-	"bench":       {"examples", "internal/cli", "internal/image", "internal/lock", "internal/pin", "internal/registrytest", "internal/render"},
+	"bench":       {"examples", "internal/api", "internal/cli", "internal/image", "internal/lock", "internal/pin", "internal/registrytest", "internal/render"},
 	"bench/plain": {"internal/render"},
 
 	"plugin":             {"internal/checkout", "internal/fault", "internal/image", "internal/lock", "internal/pin", "internal/render"},
