@@ -324,8 +324,33 @@ type Flushed struct {
 // for each reference, in the order of the targets. Look-ups that were under way cannot bring the old digest back. An
 // answer that cannot be had is in the Resolution's Err, and the reference stays forgotten: no stale answer is used.
 func (c *Cache) Flush(ctx context.Context, targets []Target) []Flushed {
-	var refs []image.Ref
+	out, _ := c.forget(targets)
+	refs := make([]image.Ref, len(out))
+	for i, f := range out {
+		refs[i] = f.Ref
+	}
+	for i, r := range c.Resolve(ctx, refs) {
+		out[i].Resolution = r
+	}
+	return out
+}
+
+// Invalidate forgets as [Cache.Flush] does and waits for nothing. It begins to ask again for those references that were
+// remembered or being looked up, which it returns: what is said about an image that nobody uses costs no request.
+func (c *Cache) Invalidate(targets []Target) []image.Ref {
+	_, known := c.forget(targets)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	c.Resolve(ctx, known) // look-ups outlive a caller who does not wait
+	return known
+}
+
+// forget drops the entries of the targets and disowns their look-ups under way. It returns all references that the
+// targets name, with their old digests, and those of them that were known.
+func (c *Cache) forget(targets []Target) (all []Flushed, known []image.Ref) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	var refs []image.Ref
 	for _, t := range targets {
 		if t.EveryTag {
 			refs = append(refs, c.tags(t.Ref)...)
@@ -333,23 +358,25 @@ func (c *Cache) Flush(ctx context.Context, targets []Target) []Flushed {
 			refs = append(refs, t.Ref)
 		}
 	}
-	out := make([]Flushed, len(refs))
-	for i, r := range refs {
+	for _, r := range refs {
 		key := r.String()
-		if e, ok := c.entries.Peek(key); ok {
-			out[i].Old = e.digest
+		forgotten := Flushed{Resolution: image.Resolution{Ref: r}}
+		e, remembered := c.entries.Peek(key)
+		if remembered {
+			forgotten.Old = e.digest
 		}
 		c.entries.Remove(key)
-		if f, ok := c.flights[key]; ok {
+		f, flying := c.flights[key]
+		if flying {
 			f.flushed = true
 			delete(c.flights, key)
 		}
+		all = append(all, forgotten)
+		if remembered || flying {
+			known = append(known, r)
+		}
 	}
-	c.mu.Unlock()
-	for i, r := range c.Resolve(ctx, refs) {
-		out[i].Resolution = r
-	}
-	return out
+	return all, known
 }
 
 // tags returns every reference to ref's repository that is remembered or being looked up, sorted. The caller holds mu.

@@ -294,3 +294,32 @@ func TestClose(t *testing.T) {
 		}
 	})
 }
+
+// TestInvalidate: what is known is asked for again, without waiting; what is not known costs nothing.
+func TestInvalidate(t *testing.T) {
+	t.Parallel()
+	bubble(t, Options{Timeout: 5 * time.Second}, func(t *testing.T, u *upstream, c *Cache) {
+		one(t.Context(), t, c)
+		u.set(server, cur, nil)
+		targets := []Target{{Ref: ref(t, "ghcr.io/nobody/uses:latest")}, {Ref: ref(t, "ghcr.io/acme/server"), EveryTag: true}}
+		if got := c.Invalidate(targets); len(got) != 1 || got[0].String() != server {
+			t.Errorf("Invalidate = %v, want %s", got, server)
+		}
+		synctest.Wait()
+		if u.count() != 2 {
+			t.Errorf("%d lookups, want 2: the one before and the one after", u.count())
+		}
+		if r := one(t.Context(), t, c); r.Digest != cur || u.count() != 2 {
+			t.Errorf("after Invalidate = %+v after %d lookups, want %s without another", r, u.count(), cur)
+		}
+		u.hang = "ghcr.io"
+		start := time.Now()
+		c.Invalidate(targets)
+		if d := time.Since(start); d != 0 {
+			t.Errorf("Invalidate waited %v for a silent registry", d)
+		}
+		if r := one(t.Context(), t, c); r.Digest != "" || r.Err == nil {
+			t.Errorf("after Invalidate, registry silent = %+v: an answer older than it", r)
+		}
+	})
+}
