@@ -30,8 +30,8 @@ test: ## unit tests, scripts, and the loop with a real registry and real git
 race:
 	go test -race ./...
 
-e2e: ## with Argo CD's own cmp-server and repo-server code, a real registry, git http-backend
-	cd e2e && go vet . && go test -count=1 .
+e2e: ## with Argo CD's own cmp-server and repo-server code, a real registry, git http-backend, a real Gitea
+	cd e2e && go vet . && go test -count=1 -timeout 30m .
 
 bench: ## ratios in one run, see bench/README.md
 	go run ./bench $(BENCH_FLAGS)

@@ -101,10 +101,10 @@ func TestPushToRollback(t *testing.T) {
 	source := s.git.head(t)
 	manifests1 := s.mustRender(t, dev, source)
 
-	if status, body := s.call(t, http.MethodGet, "/v1/pins", "s3cret"); status != http.StatusOK || !strings.Contains(body, digest1) {
+	if status, body := s.call(t, http.MethodGet, "/v1/pins", "", "s3cret"); status != http.StatusOK || !strings.Contains(body, digest1) {
 		t.Fatalf("pins = %d %s, want 200 and %s", status, body, digest1)
 	}
-	if status, _ := s.call(t, http.MethodGet, "/v1/pins", "wrong"); status != http.StatusUnauthorized {
+	if status, _ := s.call(t, http.MethodGet, "/v1/pins", "", "wrong"); status != http.StatusUnauthorized {
 		t.Errorf("pins with a wrong token: status %d, want 401", status)
 	}
 

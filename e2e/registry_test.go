@@ -20,7 +20,8 @@ type registryServer struct {
 	proc           *process
 }
 
-func startRegistry(t *testing.T) *registryServer {
+// startRegistry starts one. config is added to its configuration.
+func startRegistry(t *testing.T, config string) *registryServer {
 	t.Helper()
 	r := &registryServer{addr: freeAddr(t), dir: t.TempDir()}
 	writeFile(t, filepath.Join(r.dir, "config.yml"), fmt.Sprintf(`
@@ -30,7 +31,7 @@ http: {addr: %q, secret: e2e}
 storage:
   filesystem: {rootdirectory: %q}
   maintenance: {uploadpurging: {enabled: false}}
-`, r.addr, filepath.Join(r.dir, "images")))
+%s`, r.addr, filepath.Join(r.dir, "images"), config))
 	r.log = showLog(t, filepath.Join(r.dir, "registry.log"))
 	r.start(t)
 	return r
@@ -53,7 +54,13 @@ func (r *registryServer) image(ref string) string { return r.addr + "/" + ref }
 // now serves for it.
 func (r *registryServer) push(t *testing.T, ref string) string {
 	t.Helper()
-	tag, err := name.NewTag(r.image(ref), name.StrictValidation)
+	return pushImage(t, r.image(ref))
+}
+
+// pushImage uploads a new multi-arch image under a full reference and returns its digest.
+func pushImage(t *testing.T, ref string, options ...remote.Option) string {
+	t.Helper()
+	tag, err := name.NewTag(ref, name.StrictValidation)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +68,7 @@ func (r *registryServer) push(t *testing.T, ref string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := remote.WriteIndex(tag, index, remote.WithContext(t.Context())); err != nil {
+	if err := remote.WriteIndex(tag, index, append(options, remote.WithContext(t.Context()))...); err != nil {
 		t.Fatal(err)
 	}
 	digest, err := index.Digest()

@@ -33,11 +33,11 @@ func newStack(t *testing.T) *stack {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 
-	registry := startRegistry(t)
+	registry := startRegistry(t, "")
 	git := startGit(t, tree(t, registry.addr))
 	s := &stack{registry: registry, tokenFile: filepath.Join(dir, "token")}
 	writeFile(t, s.tokenFile, "s3cret\n")
-	socket := s.startResolver(t, dir)
+	socket := s.startResolver(t, dir, freeAddr(t))
 	s.argoCD = startArgoCD(t, dir, git, "unix://"+socket)
 	return s
 }
@@ -61,18 +61,19 @@ func tree(t *testing.T, registry string) map[string]string {
 	return files
 }
 
-// startResolver starts digestlock serve and returns its unix socket.
-func (s *stack) startResolver(t *testing.T, dir string) string {
+// startResolver starts digestlock serve at a TCP address and returns its unix socket.
+func (s *stack) startResolver(t *testing.T, dir, addr string, flags ...string) string {
 	t.Helper()
-	addr, socket := freeAddr(t), filepath.Join(dir, "resolver.sock")
+	socket := filepath.Join(dir, "resolver.sock")
 	s.api = "http://" + addr
-	cmd := exec.Command(filepath.Join(binDir, "digestlock"), "serve",
+	cmd := exec.Command(filepath.Join(binDir, "digestlock"), append([]string{
+		"serve",
 		"--socket", socket,
 		"--listen", addr,
 		"--token-file", s.tokenFile,
 		"--state-dir", filepath.Join(dir, "state"),
 		"--insecure-registry", s.registry.addr,
-	)
+	}, flags...)...)
 	cmd.Env = []string{"HOME=" + t.TempDir()}
 	s.resolver = start(t, cmd, showLog(t, filepath.Join(dir, "digestlock-serve.log")))
 	s.resolver.waitReady(t, func(ctx context.Context) error {
@@ -119,7 +120,7 @@ type flushed struct{ Image, Old, New string }
 // flush tells the resolver that image has changed.
 func (s *stack) flush(t *testing.T, image string) []flushed {
 	t.Helper()
-	status, body := s.call(t, http.MethodPost, "/flush?image="+url.QueryEscape(image), "s3cret")
+	status, body := s.call(t, http.MethodPost, "/flush?image="+url.QueryEscape(image), "", "s3cret")
 	if status != http.StatusOK {
 		t.Fatalf("flush %s: status %d: %s", image, status, body)
 	}
@@ -131,9 +132,9 @@ func (s *stack) flush(t *testing.T, image string) []flushed {
 }
 
 // call sends a request with a bearer token to the resolver's TCP listener.
-func (s *stack) call(t *testing.T, method, path, token string) (status int, body string) {
+func (s *stack) call(t *testing.T, method, path, content, token string) (status int, body string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, s.api+path, nil)
+	req, err := http.NewRequestWithContext(t.Context(), method, s.api+path, strings.NewReader(content))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"net"
@@ -40,6 +43,7 @@ func TestScripts(t *testing.T) {
 			"requests": requests,
 			"ready":    ready,
 			"http":     request,
+			"webhook":  webhook,
 			"oneline":  oneline,
 			"expand":   expand,
 		},
@@ -152,15 +156,31 @@ func request(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) > 3 {
 		req.Header.Set("Authorization", "Bearer "+args[3])
 	}
+	send(ts, req, args[2])
+}
+
+func send(ts *testscript.TestScript, req *http.Request, status string) {
 	res, err := http.DefaultClient.Do(req)
 	ts.Check(err)
 	defer func() { _ = res.Body.Close() }()
 	body, err := io.ReadAll(res.Body)
 	ts.Check(err)
 	ts.Check(os.WriteFile(ts.MkAbs("answer"), body, 0o600))
-	if strconv.Itoa(res.StatusCode) != args[2] {
-		ts.Fatalf("%s %s: %s, want %s: %s", args[0], path, res.Status, args[2], body)
+	if strconv.Itoa(res.StatusCode) != status {
+		ts.Fatalf("%s %s: %s, want %s: %s", req.Method, req.URL, res.Status, status, body)
 	}
+}
+
+// webhook PATH STATUS SECRET FILE sends the event in the file to the resolver at $LISTEN, signed as GitHub signs, and prints
+// the answer into the file "answer".
+func webhook(ts *testscript.TestScript, _ bool, args []string) {
+	event := ts.ReadFile(args[3])
+	mac := hmac.New(sha256.New, []byte(args[2]))
+	mac.Write([]byte(event))
+	req, err := http.NewRequest(http.MethodPost, "http://"+ts.Getenv("LISTEN")+args[0], strings.NewReader(event))
+	ts.Check(err)
+	req.Header.Set("X-Hub-Signature-256", "sha256="+hex.EncodeToString(mac.Sum(nil)))
+	send(ts, req, args[1])
 }
 
 // oneline CODE checks that the last command's stderr is exactly an error line with the code and a hint line, below 4 KiB

@@ -31,13 +31,15 @@ credentials (DOCKER_CONFIG) that the plugin must not have.
 
 On the socket:  POST /v1/resolve
 On TCP:         GET /healthz /readyz /metrics, and with a bearer token POST /v1/resolve, GET /v1/pins,
-                POST /flush?image=registry.example.com/team/app:latest (repeatable; without tag: all tags)`
+                POST /flush?image=registry.example.com/team/app:latest (repeatable; without tag: all tags),
+                and with a secret of its sender's POST /webhook/SENDER, see docs/webhooks.md`
 
 func serve(ctx context.Context, env cli.Env, args []string) error {
 	flags := cli.NewFlags("digestlock serve", serveUsage)
 	socket := flags.String("socket", strings.TrimPrefix(defaultServer, "unix://"), "unix socket for the plugin; empty for none")
 	listen := flags.String("listen", ":8085", "TCP address for the companion, CI and probes; empty for none")
 	tokenFile := flags.String("token-file", "", "file with bearer tokens, one a line, read again for each request; without it /v1/pins and /flush are closed")
+	webhookSecrets := flags.String("webhook-secrets", "", "directory with a file for each registry that sends webhooks, named like its sender, with secrets, one a line, read again for each event; a sender without one is refused")
 	stateDir := flags.String("state-dir", "/var/lib/digestlock", "directory for the ledger")
 	ttl := flags.Duration("ttl", time.Minute, "use an answer this long without asking the registry again")
 	stale := flags.Duration("stale-if-error", 24*time.Hour, "use an answer this long when the registry cannot be asked; 0 is never")
@@ -66,6 +68,11 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	if *tokenFile != "" {
 		if _, err := api.Tokens(*tokenFile); err != nil {
 			return fault.New(fault.SecretFile, "put at least one token into the file, for example with: openssl rand -hex 32", "--token-file: %w", err)
+		}
+	}
+	if *webhookSecrets != "" {
+		if err := daemon.CheckWebhookSecrets(*webhookSecrets); err != nil {
+			return fault.New(fault.SecretFile, "name each file after a sender of docs/webhooks.md, with at least one secret in it", "--webhook-secrets: %w", err)
 		}
 	}
 	ledger, err := daemon.OpenLedger(*stateDir, log)
@@ -98,6 +105,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	log.Info("serving", "version", buildVersion, "socket", *socket, "listen", address(tcp), "sources", ledger.Len())
 	err = daemon.New(daemon.Options{
 		Resolver: lookups, Ledger: ledger, TokenFile: *tokenFile, Log: log, Metrics: metrics,
+		WebhookSecrets: *webhookSecrets,
 	}).Serve(ctx, unix, tcp)
 	log.Info("stopped")
 	return err

@@ -3,6 +3,7 @@
 //	POST /v1/resolve   ResolveRequest → ResolveResponse   unix socket, or TCP with a token
 //	GET  /v1/pins      → PinsResponse                     TCP with a token
 //	POST /flush        ?image=… → FlushResponse           TCP with a token
+//	POST /webhook/…    a registry's event → WebhookResponse   TCP, as the sender authenticates
 package api
 
 import (
@@ -63,6 +64,13 @@ type Flushed struct {
 	Old   string   `json:"old,omitempty"`
 	New   string   `json:"new,omitempty"`
 	Error *Problem `json:"error,omitempty"`
+}
+
+// WebhookResponse says what an event of a registry made stale.
+type WebhookResponse struct {
+	Images    []string `json:"images"`          // a repository without a tag stands for all its tags
+	Refreshed int      `json:"refreshed"`       // references that were remembered, and are being asked for again
+	Error     *Problem `json:"error,omitempty"` // what of the event was not understood
 }
 
 var kinds = []struct {

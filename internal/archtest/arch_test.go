@@ -24,7 +24,7 @@ var ours = map[string][]string{
 
 	"plugin":             {"internal/checkout", "internal/fault", "internal/image", "internal/lock", "internal/pin", "internal/render"},
 	"internal/companion": {"internal/fault", "internal/gitrepo", "internal/image", "internal/lock"},
-	"internal/daemon":    {"internal/api", "internal/cache", "internal/fault", "internal/image", "internal/lock"},
+	"internal/daemon":    {"internal/api", "internal/cache", "internal/fault", "internal/hook", "internal/image", "internal/lock"},
 	"internal/demo":      {"examples", "internal/api", "internal/companion", "internal/gitrepo", "internal/gitserver", "internal/registrytest"},
 
 	// Leaves. An arrow between two of them is here because one speaks in terms of the other.
@@ -33,6 +33,7 @@ var ours = map[string][]string{
 	"internal/cli":      {"internal/fault"},
 	"internal/gitrepo":  {"internal/fault"},
 	"internal/gittest":  {"internal/gitrepo"},
+	"internal/hook":     {"internal/image"},
 	"internal/lock":     {"internal/fault", "internal/image"},
 	"internal/pin":      {"internal/fault", "internal/image"},
 	"internal/registry": {"internal/fault", "internal/image"},
@@ -54,6 +55,7 @@ var theirs = map[string][]string{
 	"go.yaml.in/yaml":                                      {"internal/lock", "internal/pin", "internal/render"},
 	"github.com/prometheus/client_golang":                  {"internal/cache", "internal/daemon", "internal/registry", "cmd/digestlock"},
 	"github.com/cenkalti/backoff":                          {"internal/companion", "internal/registry"},
+	"golang.org/x/time":                                    {"internal/daemon"},
 	"k8s.io/client-go":                                     {},
 	"testing":                                              {"internal/gittest"},
 }

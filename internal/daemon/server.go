@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -45,6 +46,7 @@ const (
 type Resolver interface {
 	Resolve(ctx context.Context, refs []image.Ref) []image.Resolution
 	Flush(ctx context.Context, targets []cache.Target) []cache.Flushed
+	Invalidate(targets []cache.Target) []image.Ref
 }
 
 // Options are what a Server is made of.
@@ -54,28 +56,41 @@ type Options struct {
 	TokenFile string // one bearer token a line, read again for each request; "" closes the protected routes
 	Log       *slog.Logger
 	Metrics   *prometheus.Registry
+
+	// WebhookSecrets is a directory with a file for each sender of webhooks, named like it, with one secret a line, read
+	// again for each event. "" or a file that is not there closes the route.
+	WebhookSecrets string
+	// GoogleEmail returns the verified email address of whom an identity token of Google's stands for. It checks issuer
+	// and audience. nil closes the routes whose senders bear one; their secrets are the addresses that may send.
+	GoogleEmail func(ctx context.Context, token string) (string, error)
 }
 
 // Server answers the resolver's HTTP interface. It is safe for concurrent use.
 type Server struct {
 	o        Options
 	draining atomic.Bool
+	pending  sync.WaitGroup // what later has begun
+	ended    chan struct{}
 	flushes  prometheus.Counter
+	events   *prometheus.CounterVec
 	unsaved  prometheus.Counter
 }
 
 // New returns a server that is not listening yet.
 func New(o Options) *Server {
 	s := &Server{
-		o: o,
+		o: o, ended: make(chan struct{}),
 		flushes: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "digestlock_flushed_references_total", Help: "References flushed on request.",
+			Name: "digestlock_flushed_references_total", Help: "References flushed on request or by a webhook.",
 		}),
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "digestlock_webhook_events_total", Help: "Events that registries sent, by what they came to: flushed, ignored, refused or malformed.",
+		}, []string{"sender", "outcome"}),
 		unsaved: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "digestlock_ledger_write_failures_total", Help: "Renders whose pins could not be kept on disk.",
 		}),
 	}
-	o.Metrics.MustRegister(s.flushes, s.unsaved, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	o.Metrics.MustRegister(s.flushes, s.events, s.unsaved, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "digestlock_ledger_sources", Help: "Sources whose last render is remembered.",
 	}, func() float64 { return float64(o.Ledger.Len()) }))
 	return s
@@ -95,6 +110,9 @@ func (s *Server) remote() http.Handler {
 	mux.Handle("POST /v1/resolve", s.protected(s.resolve()))
 	mux.Handle("GET /v1/pins", s.protected(s.pins()))
 	mux.Handle("POST /flush", s.protected(s.flush()))
+	webhook := s.webhook()
+	mux.Handle("POST /webhook/{sender}", webhook)
+	mux.Handle("POST /webhook/{sender}/{secret}", webhook)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.o.Metrics, promhttp.HandlerOpts{}))
 	s.open(mux)
 	return mux
@@ -114,7 +132,7 @@ func (s *Server) open(mux *http.ServeMux) {
 }
 
 // Serve answers on both listeners, either of which may be nil, until ctx ends. It then finishes the requests under way
-// and returns nil. It closes the listeners.
+// and returns nil. It closes the listeners. It may be called once.
 func (s *Server) Serve(ctx context.Context, socket, tcp net.Listener) error {
 	g, gctx := errgroup.WithContext(ctx)
 	serve := func(l net.Listener, h http.Handler) {
@@ -148,7 +166,10 @@ func (s *Server) Serve(ctx context.Context, socket, tcp net.Listener) error {
 	}
 	serve(socket, s.local())
 	serve(tcp, s.remote())
-	return g.Wait()
+	err := g.Wait()
+	close(s.ended)
+	s.pending.Wait()
+	return err
 }
 
 func (s *Server) resolve() http.Handler {

@@ -53,6 +53,8 @@ type running struct {
 	registry  *registry
 	ledger    *Ledger
 	tokenFile string
+	secrets   string // directory of webhook secrets
+	log       *syncBuffer
 	socket    string
 	address   string
 	stop      context.CancelFunc
@@ -63,6 +65,7 @@ func run(t *testing.T) *running {
 	t.Helper()
 	dir := t.TempDir()
 	r := &running{registry: &registry{slow: make(chan struct{})}, tokenFile: filepath.Join(dir, "token"), stopped: make(chan error, 1)}
+	r.secrets, r.log = filepath.Join(dir, "secrets"), &syncBuffer{}
 	r.ledger = openLedger(t, filepath.Join(dir, "state"))
 	if err := os.WriteFile(r.tokenFile, []byte("# for CI\none\n\ntwo\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -85,7 +88,8 @@ func run(t *testing.T) *running {
 	c := cache.New(r.registry, cache.Options{})
 	t.Cleanup(c.Close)
 	s := New(Options{
-		Resolver: c, Ledger: r.ledger, TokenFile: r.tokenFile, Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
+		Resolver: c, Ledger: r.ledger, TokenFile: r.tokenFile, Metrics: prometheus.NewRegistry(),
+		Log: slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})), WebhookSecrets: r.secrets, GoogleEmail: googleEmail,
 	})
 	ctx, stop := context.WithCancel(context.Background())
 	r.stop = stop

@@ -50,7 +50,9 @@ const (
 	RegistryRefused      Code = "registry-refused"     // what we do not do: plain http, redirects elsewhere
 	ResolverUnavailable  Code = "resolver-unavailable"
 	ResolverToken        Code = "resolver-token"
-	Request              Code = "request" // one that no program of ours sends
+	Webhook              Code = "webhook"        // an event that is not understood, or came too often
+	WebhookSecret        Code = "webhook-secret" // an event whose sender proves nothing
+	Request              Code = "request"        // one that no program of ours sends
 )
 
 // Git.

@@ -45,21 +45,21 @@ type Request struct {
 type sender struct {
 	parse func(Request) ([]change, error)
 	proof proof
-	// queues: the sender repeats an event that is refused for ever, and what comes after waits behind it.
-	queues bool
+	// distribution: the sender is distribution or made of it, see Queues and Early.
+	distribution bool
 }
 
 var senders = map[string]sender{
 	"acr":          {parse: acr, proof: byAuthorization},
 	"artifactory":  {parse: artifactory, proof: bySignature("X-JFrog-Event-Auth", sha256Sum)},
-	"distribution": {parse: distribution, proof: byAuthorization, queues: true},
+	"distribution": {parse: distribution, proof: byAuthorization, distribution: true},
 	"dockerhub":    {parse: dockerHub, proof: byPath},
 	"ecr":          {parse: ecr, proof: byAuthorization},
 	"gar":          {parse: gar},
 	"gcr":          {parse: gar},
 	"ghcr":         {parse: ghcr, proof: bySignature("X-Hub-Signature-256", sha256Sum)},
 	"gitea":        {parse: gitea, proof: bySignature("X-Gitea-Signature", sha256Sum)},
-	"gitlab":       {parse: distribution, proof: byAuthorization, queues: true},
+	"gitlab":       {parse: distribution, proof: byAuthorization, distribution: true},
 	"harbor":       {parse: harbor, proof: byAuthorization},
 	"nexus":        {parse: nexus, proof: bySignature("X-Nexus-Webhook-Signature", sha1Sum)},
 	"quay":         {parse: quay, proof: byPath},
@@ -76,7 +76,11 @@ func Known(name string) bool { _, ok := senders[name]; return ok }
 func ByGoogle(name string) bool { return Known(name) && senders[name].proof == nil }
 
 // Queues reports whether the sender repeats what is refused until it is accepted, and sends nothing else meanwhile.
-func Queues(name string) bool { return senders[name].queues }
+func Queues(name string) bool { return senders[name].distribution }
+
+// Early reports whether the sender tells of a push before the tag has moved: distribution sends its event when the
+// manifest is stored, and writes the tag after that (read and measured, v3.1.2).
+func Early(name string) bool { return senders[name].distribution }
 
 // change is one image of an event as its sender spells it.
 type change struct {

@@ -207,6 +207,23 @@ func TestRegistryInURL(t *testing.T) {
 	}
 }
 
+// TestBadNames: nothing slips a tag or a digest into a repository's place, and no error repeats a whole event.
+func TestBadNames(t *testing.T) {
+	t.Parallel()
+	for name, repository := range map[string]string{
+		"tag":    "acme/server:latest",
+		"digest": "acme/server@sha256:" + strings.Repeat("1", 64),
+		"long":   strings.Repeat("a", 1<<20),
+		"empty":  "",
+	} {
+		body := `{"action":"delete","target":{"repository":"` + repository + `"},"request":{"host":"r.example.com"}}`
+		got, err := Parse("acr", Request{Body: []byte(body)})
+		if err == nil || len(got) != 0 || len(err.Error()) > 1000 {
+			t.Errorf("%s: %v, %.100v", name, texts(got), err)
+		}
+	}
+}
+
 func sign(newHash func() hash.Hash, secret, body string) string {
 	mac := hmac.New(newHash, []byte(secret))
 	mac.Write([]byte(body))
