@@ -32,7 +32,7 @@ type overlay struct {
 	settings          plugin.Settings
 	allowed           []plugin.Mode
 	server, tokenFile string
-	insecure          []string
+	registries        *registry.Options // for asking them directly
 	timeout           time.Duration
 	enableHelm        bool
 	helm              string
@@ -59,7 +59,7 @@ func overlayFlags(flags *cli.Flags) *overlay {
 		})
 	flags.StringVar(&o.server, "server", defaultServer, "resolver: unix:///path or http(s)://host:port; empty asks the registries directly")
 	flags.StringVar(&o.tokenFile, "server-token-file", "", "file with the bearer token for a resolver over http")
-	flags.StringSliceVar(&o.insecure, "insecure-registry", nil, "host[:port] that may be asked over plain http, with --server=\"\"")
+	o.registries = registryFlags(flags)
 	flags.BoolVar(&o.enableHelm, "enable-helm", false, "operator's permission to inflate helm charts that are in the repository; helm runs with the rights of this process")
 	flags.StringVar(&o.helm, "helm-command", "/usr/local/bin/helm", "absolute path of the helm binary, with --enable-helm")
 	flags.DurationVar(&o.timeout, "timeout", defaultTimeout, "give up after this long; keep it below Argo CD's own limit of 60s")
@@ -97,7 +97,7 @@ func (o *overlay) render(ctx context.Context, env cli.Env, args []string) (plugi
 
 func (o *overlay) resolver() (plugin.Resolver, error) {
 	if o.server == "" {
-		return direct{registry.New(registry.Options{Insecure: o.insecure})}, nil
+		return direct{registry.New(*o.registries)}, nil
 	}
 	token, err := api.Token(o.tokenFile)
 	if err != nil {

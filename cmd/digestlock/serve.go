@@ -47,7 +47,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	window := flags.Duration("refresh-window", 2*time.Minute, "ask the registry shortly before --ttl ends for what was used within this time, so that nobody waits for it; 0 is never")
 	size := flags.Int("cache-size", 10_000, "references to remember")
 	timeout := flags.Duration("lookup-timeout", 10*time.Second, "give a registry this long for one reference")
-	insecure := flags.StringSlice("insecure-registry", nil, "host[:port] that may be asked over plain http (repeatable)")
+	registries := registryFlags(flags)
 	level := slog.LevelInfo
 	flags.TextVar(&level, "log-level", level, "`level`: debug, info, warn or error")
 	if _, err := flags.Parse(env, args, 0); err != nil {
@@ -55,7 +55,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	}
 	for name, bad := range map[string]bool{
 		"ttl": *ttl <= 0, "cache-size": *size <= 0, "lookup-timeout": *timeout <= 0, "stale-if-error": *stale < 0,
-		"stale-while-revalidate": *revalidate < 0, "refresh-window": *window < 0,
+		"stale-while-revalidate": *revalidate < 0, "refresh-window": *window < 0, "registry-qps": registries.QPS <= 0,
 	} {
 		if bad {
 			return cli.Usage("see \"digestlock serve --help\"", "--%s is out of range", name)
@@ -81,8 +81,9 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	}
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registries.Timeout, registries.Registerer = *timeout, metrics
 	lookups := cache.New(
-		registry.New(registry.Options{Insecure: *insecure, Timeout: *timeout, Registerer: metrics}),
+		registry.New(*registries),
 		cache.Options{
 			Size: *size, TTL: *ttl, StaleIfError: *stale, Timeout: *timeout + 5*time.Second, Registerer: metrics,
 			StaleWhileRevalidate: *revalidate, RefreshWindow: *window,

@@ -48,6 +48,7 @@ const (
 	RegistryCertificate  Code = "registry-certificate"
 	RegistryCredentials  Code = "registry-credentials" // those that we have cannot be read
 	RegistryRefused      Code = "registry-refused"     // what we do not do: plain http, redirects elsewhere
+	RegistryNotAllowed   Code = "registry-not-allowed" // a host or address that the operator has not allowed
 	ResolverUnavailable  Code = "resolver-unavailable"
 	ResolverToken        Code = "resolver-token"
 	Webhook              Code = "webhook"        // an event that is not understood, or came too often

@@ -6,8 +6,10 @@ package image
 
 import (
 	"fmt"
+	"net/netip"
 	"path"
 	"regexp"
+	"strconv"
 	"strings"
 )
 
@@ -80,7 +82,7 @@ func Parse(s string) (Ref, error) {
 		tag = DefaultTag
 	}
 	registry, repository := splitRegistry(name)
-	if !hostPattern.MatchString(registry) && !ipv6Pattern.MatchString(registry) {
+	if !isHost(registry) {
 		return Ref{}, fmt.Errorf("image %q: %q is not a registry host", s, registry)
 	}
 	for c := range strings.SplitSeq(repository, "/") {
@@ -106,6 +108,21 @@ func ParseFull(s string) (Ref, error) {
 // IsDigest reports whether s is a digest as the lock and the registry protocol spell it: "sha256:" and 64 lower-case
 // hexadecimal digits.
 func IsDigest(s string) bool { return len(s) == digestLength && digestPattern.MatchString(s) }
+
+// isHost reports whether s is a host, with or without a port. A name that ends in a number is an IPv4 address in one of
+// the spellings that some resolvers know ("127.1", "0x7f.1"), and only the common one is meant to be one.
+func isHost(s string) bool {
+	if !hostPattern.MatchString(s) {
+		return ipv6Pattern.MatchString(s)
+	}
+	name, _, _ := strings.Cut(s, ":")
+	last := name[strings.LastIndexByte(name, '.')+1:]
+	if _, err := strconv.ParseUint(last, 0, 64); err != nil {
+		return true
+	}
+	_, err := netip.ParseAddr(name)
+	return err == nil
+}
 
 // isFixed reports whether s is a digest of any algorithm.
 func isFixed(s string) bool {

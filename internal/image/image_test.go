@@ -17,6 +17,8 @@ func TestParse(t *testing.T) {
 		{"ghcr.io/acme/worker:main", "ghcr.io/acme/worker:main", "ghcr.io/acme/worker"},
 		{"localhost/x", "localhost/x:latest", "localhost/x"},
 		{"localhost:5000/a/b__c-d:V1.2_x", "localhost:5000/a/b__c-d:V1.2_x", "localhost:5000/a/b__c-d"},
+		{"10.0.0.1:5000/a", "10.0.0.1:5000/a:latest", "10.0.0.1:5000/a"},
+		{"r2.5e/a", "r2.5e/a:latest", "r2.5e/a"},
 		{"[::1]:5000/a", "[::1]:5000/a:latest", "[::1]:5000/a"},
 		{"nginx@" + digest, "index.docker.io/library/nginx@" + digest, "nginx"},
 		{"nginx@sha512:" + strings.Repeat("0", 128), "index.docker.io/library/nginx@sha512:" + strings.Repeat("0", 128), "nginx"},
@@ -39,7 +41,8 @@ func TestParseRefuses(t *testing.T) {
 	for _, in := range []string{
 		"", " ", "nginx:", "Nginx", "ghcr.io/Acme/x", "ghcr.io/../x", "ghcr.io//x", "ghcr.io/x/", "evil.com:443/../x",
 		"a b", "nginx\n", "nginx:la test", "nginx@sha256:abc", "nginx@md5:0123", "ghcr.io/аcme/x", "-x.io/a",
-		"https://ghcr.io/x", "nginx@sha256:" + strings.Repeat("0", 63), "nginx@" + digest + "0", "nginx@sha256:" + strings.Repeat("A", 64), "${IMAGE}", "ghcr.io/" + strings.Repeat("a", 300), "nginx:" + strings.Repeat("a", 129),
+		"https://ghcr.io/x", "127.1/a", "0x7f.1/a", "127.0.0.0x1/a", "2130706433:443/a", "0x7f000001:443/a", "010.0.0.1/a", "ghcr.io./a",
+		"evil.com:443/%2e%2e/x", "evil.com/a/../b", "[::1%eth0]/a", "nginx@sha256:" + strings.Repeat("0", 63), "nginx@" + digest + "0", "nginx@sha256:" + strings.Repeat("A", 64), "${IMAGE}", "ghcr.io/" + strings.Repeat("a", 300), "nginx:" + strings.Repeat("a", 129),
 	} {
 		if got, err := Parse(in); err == nil {
 			t.Errorf("Parse(%q) = %+v, want an error", in, got)

@@ -10,14 +10,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/digestlock/digestlock/internal/image"
 )
@@ -29,23 +30,32 @@ const (
 	// sessionAge is how long a session may serve. Registries with tokens end it sooner; for the others it bounds how
 	// long withdrawn credentials are used and unused repositories are remembered.
 	sessionAge = time.Hour
+
+	// maxHosts bounds what is remembered: whoever can write an Application can invent registries.
+	maxHosts = 1000
 )
 
 // Options are the settings of a [Client]. The zero value is usable.
 type Options struct {
-	Insecure    []string              // hosts, with port where one is used, that are spoken to in plain http; no other is
-	Timeout     time.Duration         // for one lookup, and for opening the session before it; 0 means 10 s
-	Keychain    authn.Keychain        // read whenever a session opens; nil means the docker config file
-	UserAgent   string                // "" means "digestlock"
-	Transport   http.RoundTripper     // nil means one of our own
-	Concurrency int                   // lookups at a time and registry; 0 means 16
-	Registerer  prometheus.Registerer // nil means no metrics
+	Insecure     []string              // hosts, with port where one is used, that are spoken to in plain http; no other is
+	Allow        Hosts                 // registries that images may come from, besides the insecure ones; empty means all
+	AllowRealm   Hosts                 // token servers of another domain than their registry's that may have its credentials
+	AllowPrivate bool                  // connect to private addresses for hosts that are not written out in the lists above
+	QPS          float64               // requests a second and registry, twice as many at once; 0 means 50
+	Timeout      time.Duration         // for one lookup, and for opening the session before it; 0 means 10 s
+	Keychain     authn.Keychain        // read whenever a session opens; nil means the docker config file
+	UserAgent    string                // "" means "digestlock"
+	Transport    http.RoundTripper     // nil means one of our own
+	Concurrency  int                   // lookups at a time and registry; 0 means 16
+	Registerer   prometheus.Registerer // nil means no metrics
 }
 
 // Client looks tags up. Make one with [New]; it is safe for concurrent use and needs no closing.
 type Client struct {
-	insecure    map[string]bool
+	policy      policy
 	timeout     time.Duration
+	step        time.Duration // for each part of a request, shorter than timeout
+	qps         float64
 	sessionAge  time.Duration
 	keychain    authn.Keychain
 	userAgent   string
@@ -60,8 +70,9 @@ type Client struct {
 // New returns a Client. Two clients cannot share a Registerer.
 func New(o Options) *Client {
 	c := &Client{
-		insecure:    map[string]bool{},
+		policy:      newPolicy(o),
 		timeout:     o.Timeout,
+		qps:         o.QPS,
 		sessionAge:  sessionAge,
 		keychain:    o.Keychain,
 		userAgent:   o.UserAgent,
@@ -70,11 +81,12 @@ func New(o Options) *Client {
 		metrics:     newMetrics(o.Registerer),
 		hosts:       map[string]*host{},
 	}
-	for _, h := range o.Insecure {
-		c.insecure[strings.ToLower(h)] = true
-	}
 	if c.timeout <= 0 {
 		c.timeout = defaultTimeout
+	}
+	c.step = min(stepTimeout, c.timeout)
+	if c.qps <= 0 {
+		c.qps = defaultQPS
 	}
 	if c.keychain == nil {
 		c.keychain = dockerConfig{}
@@ -86,7 +98,8 @@ func New(o Options) *Client {
 		c.concurrency = defaultConcurrency
 	}
 	if c.transport == nil {
-		c.transport = newTransport(c.timeout, c.concurrency)
+		d := &dialer{Dialer: net.Dialer{Timeout: c.step}, policy: c.policy}
+		c.transport = newTransport(d, c.step, c.concurrency)
 	}
 	return c
 }
@@ -107,7 +120,14 @@ func (c *Client) Resolve(ctx context.Context, refs []image.Ref) []image.Resoluti
 	}
 	var wg sync.WaitGroup
 	for name, batch := range batches {
-		wg.Go(func() { c.host(name).resolve(ctx, batch) })
+		if c.policy.registry(name) {
+			wg.Go(func() { c.host(name).resolve(ctx, batch) })
+			continue
+		}
+		for _, r := range batch {
+			r.Err = errNotAllowed(name)
+			c.metrics.lookups.WithLabelValues(otherRegistries, "refused").Inc()
+		}
 	}
 	wg.Wait()
 	return results
@@ -118,6 +138,12 @@ func (c *Client) host(name string) *host {
 	defer c.mu.Unlock()
 	h, ok := c.hosts[name]
 	if !ok {
+		for other := range c.hosts {
+			if len(c.hosts) < maxHosts {
+				break
+			}
+			delete(c.hosts, other) // whoever uses it goes on to; a session is lost
+		}
 		h = newHost(c, name)
 		c.hosts[name] = h
 	}
@@ -129,10 +155,13 @@ type host struct {
 	*Client
 	name   string
 	scheme string
-	wire   http.RoundTripper // retries, guard and metrics over the client's transport
+	label  string            // in metrics
+	wire   http.RoundTripper // over the client's transport: retries, guard, pace, metrics
 	slots  chan struct{}
+	limit  *rate.Limiter
 
 	mu     sync.Mutex
+	until  time.Time         // the registry has asked for silence
 	groups map[string]*group // by repository
 	open   *group            // the one that takes new repositories
 }
@@ -142,13 +171,15 @@ func newHost(c *Client, name string) *host {
 		Client: c,
 		name:   name,
 		scheme: "https",
+		label:  c.metrics.label(name),
 		slots:  make(chan struct{}, c.concurrency),
+		limit:  newLimiter(c.qps),
 		groups: map[string]*group{},
 	}
-	if c.insecure[name] {
+	if c.policy.insecure[name] {
 		h.scheme = "http"
 	}
-	h.wire = retry{guard{host: h, next: c.transport}}
+	h.wire = retry{h, guard{h, pace{h, meter{h, c.transport}}}}
 	return h
 }
 
@@ -160,6 +191,9 @@ func (h *host) resolve(ctx context.Context, batch []*image.Resolution) {
 		wg.Go(func() { h.resolveGroup(ctx, g, part) })
 	}
 	wg.Wait()
+	for _, r := range batch {
+		h.metrics.looked(h.label, r.Err)
+	}
 }
 
 // resolveGroup looks a batch up that shares a session. Once a lookup has met silence, those still waiting for their
@@ -186,7 +220,7 @@ func (h *host) resolveGroup(ctx context.Context, g *group, batch []*image.Resolu
 			defer cancel()
 			r.Digest, r.Err = h.lookup(ctx, lookup{r.Ref, g, s, err, start})
 			if errors.Is(r.Err, errSilence) {
-				leave(cmp.Or(context.Cause(ctx), errSilence)) // the silence may be the session's
+				leave(cmp.Or(context.Cause(ctx), silence(h.step)))
 			}
 		})
 	}
@@ -221,8 +255,10 @@ func (h *host) release() { <-h.slots }
 var errSilence = errors.New("no answer")
 
 func (h *host) deadline(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, h.timeout, fmt.Errorf("%w within %v", errSilence, h.timeout))
+	return context.WithTimeoutCause(ctx, h.timeout, silence(h.timeout))
 }
+
+func silence(d time.Duration) error { return fmt.Errorf("%w within %v", errSilence, d) }
 
 // lookup is how one lookup begins.
 type lookup struct {

@@ -403,14 +403,23 @@ func TestTemporaryFailureThatStays(t *testing.T) {
 func TestThrottledBeyondDeadlineFailsAtOnce(t *testing.T) {
 	t.Parallel()
 	s := registrytest.Start(t)
-	all, _ := refs(t, s, 1)
+	all, _ := refs(t, s, 3)
 	s.Inject("team/app00", registrytest.Fault{Status: 429, RetryAfter: "20"})
 	start := time.Now()
-	wantError(t, one(client(Options{Timeout: 10 * time.Second}, s), all[0]), image.ErrUnavailable, "unavailable (429, throttled)", "log in to "+s.Host)
+	c := client(Options{Timeout: 10 * time.Second}, s)
+	r := one(c, all[0])
+	until := c.host(s.Host).paused()
+	text := "unavailable (429, throttled until " + until.UTC().Format("15:04:05 MST") + ")"
+	wantError(t, r, image.ErrUnavailable, text, "log in to "+s.Host)
+	wantCounts(t, s, registrytest.Counts{Ping: 1, Head: 1})
+	// It was said for the whole registry.
+	for _, r := range c.Resolve(t.Context(), all) {
+		wantError(t, r, image.ErrUnavailable, text, "log in to "+s.Host)
+	}
 	if d := time.Since(start); d > 5*time.Second {
 		t.Errorf("took %v", d)
 	}
-	wantCounts(t, s, registrytest.Counts{Ping: 1, Head: 1})
+	wantCounts(t, s, registrytest.Counts{})
 }
 
 func TestOtherStatusIsNotRetried(t *testing.T) {
@@ -581,7 +590,7 @@ func TestRedirectToAnotherHostIsRefused(t *testing.T) {
 			all, _ := refs(t, s, 1)
 			s.Inject(target, registrytest.Fault{Status: 307, Location: "http://" + other + "/v2/secret"})
 			c := client(Options{Insecure: []string{other}}, s)
-			wantError(t, one(c, all[0]), nil, fmt.Sprintf("redirect to another host, %q, refused", other), "name the image by")
+			wantError(t, one(c, all[0]), nil, fmt.Sprintf("redirect to another host, %q, refused", other), "name the image at "+other)
 			if asked.Load() != 0 {
 				t.Error("the other host was asked")
 			}
@@ -593,7 +602,7 @@ func TestPlainHTTPOnlyWhereListed(t *testing.T) {
 	t.Parallel()
 	s := registrytest.Start(t)
 	all, _ := refs(t, s, 1)
-	r := one(client(Options{}), all[0])
+	r := one(client(Options{Allow: Hosts{s.Host}}), all[0])
 	wantError(t, r, nil, "answers in plain http only", "serve it over https, or allow plain http with --insecure-registry "+s.Host)
 	wantCounts(t, s, registrytest.Counts{})
 }
@@ -616,9 +625,9 @@ func TestHTTPS(t *testing.T) {
 	ref := parse(t, host+"/a:latest")
 	want := reg.Push("a", "latest")
 
-	wantError(t, one(client(Options{}), ref), nil, "certificate is signed by an unknown authority", "give the authority's certificate")
+	wantError(t, one(client(Options{Allow: Hosts{host}}), ref), nil, "certificate is signed by an unknown authority", "give the authority's certificate")
 
-	c := client(Options{Transport: srv.Client().Transport})
+	c := client(Options{Transport: srv.Client().Transport, Allow: Hosts{host}})
 	if r := one(c, ref); r.Err != nil || r.Digest != want {
 		t.Errorf("Resolve = %s, %v, want %s", r.Digest, r.Err, want)
 	}
@@ -646,14 +655,14 @@ func TestHTTPSThatLeadsToPlainHTTP(t *testing.T) {
 		srv, reg := secure(t)
 		host := srv.Listener.Addr().String()
 		reg.Inject(registrytest.Ping, registrytest.Fault{Status: 307, Location: "http://" + host + "/v2/"})
-		c := client(Options{Transport: srv.Client().Transport})
+		c := client(Options{Transport: srv.Client().Transport, Allow: Hosts{host}})
 		wantError(t, one(c, parse(t, host+"/a:latest")), nil, fmt.Sprintf("plain http to %q refused", host), "serve it over https")
 	})
 	t.Run("token server", func(t *testing.T) {
 		t.Parallel()
 		srv := httptest.NewTLSServer(challenge("http://u:hunter2@" + other + "/token"))
 		t.Cleanup(srv.Close)
-		c := client(Options{Transport: srv.Client().Transport})
+		c := client(Options{Transport: srv.Client().Transport, Allow: Hosts{srv.Listener.Addr().String()}})
 		wantError(t, one(c, parse(t, srv.Listener.Addr().String()+"/a:latest")), nil,
 			"login is not understood or names a token server that is not allowed", "check that the registry speaks")
 	})
@@ -779,13 +788,25 @@ func TestMetrics(t *testing.T) {
 	c := client(Options{Registerer: reg}, s)
 	c.Resolve(t.Context(), append(all, parse(t, s.Host+"/nobody:latest")))
 	want := fmt.Sprintf(`
-# HELP digestlock_registry_requests_total Requests to container registries by outcome.
+# HELP digestlock_registry_requests_total Requests to container registries by outcome; a 429 is throttled.
 # TYPE digestlock_registry_requests_total counter
 digestlock_registry_requests_total{outcome="not_found",registry=%[1]q} 1
 digestlock_registry_requests_total{outcome="ok",registry=%[1]q} 3
 digestlock_registry_requests_total{outcome="server_error",registry=%[1]q} 1
 `, s.Host)
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "digestlock_registry_requests_total"); err != nil {
+		t.Error(err)
+	}
+	want = fmt.Sprintf(`
+# HELP digestlock_registry_lookups_total Tags looked up in container registries by outcome; refused is a registry that --allow-registry does not list.
+# TYPE digestlock_registry_lookups_total counter
+digestlock_registry_lookups_total{outcome="not_found",registry=%[1]q} 1
+digestlock_registry_lookups_total{outcome="ok",registry=%[1]q} 2
+# HELP digestlock_registry_retries_total Requests to container registries that repeated one which met a temporary failure.
+# TYPE digestlock_registry_retries_total counter
+digestlock_registry_retries_total{registry=%[1]q} 1
+`, s.Host)
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "digestlock_registry_lookups_total", "digestlock_registry_retries_total"); err != nil {
 		t.Error(err)
 	}
 	if n, err := testutil.GatherAndCount(reg, "digestlock_registry_request_seconds"); err != nil || n != 1 {

@@ -12,7 +12,9 @@ import (
 	"net/http"
 	"regexp"
 	"strconv"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
@@ -25,6 +27,10 @@ var (
 	errListed    = errors.New("https refused")
 	errCircle    = errors.New("too many redirects")
 	errRedirect  = errors.New("redirect to another host refused")
+	errRealm     = errors.New("token server of another domain refused")
+	errPrivate   = errors.New("private address refused")
+	errLoopback  = errors.New("loopback address refused")
+	errReserved  = errors.New("reserved address refused")
 )
 
 // refusal is a request that the guard did not make.
@@ -61,11 +67,18 @@ func (h *host) statusError(status int, code string) error {
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
 		return fault.New(fault.RegistryUnauthorized, h.loginHint(), "%s: %w (%s)", h.name, image.ErrUnauthorized, said)
 	case status == http.StatusTooManyRequests:
-		return fault.New(fault.RegistryUnavailable, "log in to "+h.name+" for a higher limit, or wait", "%s: %w (%s, throttled)", h.name, image.ErrUnavailable, said)
+		if until := h.paused(); time.Now().Before(until) {
+			return h.throttled(said + ", throttled until " + until.UTC().Format("15:04:05 MST"))
+		}
+		return h.throttled(said + ", throttled")
 	case status >= 500:
 		return fmt.Errorf("%s: %w (%s)", h.name, image.ErrUnavailable, said)
 	}
 	return fmt.Errorf("%s: unexpected answer (%s)", h.name, said)
+}
+
+func (h *host) throttled(said string) error {
+	return fault.New(fault.RegistryUnavailable, "log in to "+h.name+" for a higher limit, or wait", "%s: %w (%s)", h.name, image.ErrUnavailable, said)
 }
 
 // codePattern is what an error code looks like; anything else in its place is not repeated.
@@ -123,13 +136,22 @@ func (h *host) netError(ctx context.Context, err error) error {
 	switch {
 	case errors.As(err, &refused):
 		return h.refused(refused)
+	case errors.Is(err, errThrottled):
+		return h.statusError(http.StatusTooManyRequests, "")
+	case errors.Is(err, errPaced):
+		return fault.New(fault.RegistryUnavailable, "raise --registry-qps, if the registry can take it",
+			"%s: %w: %g requests a second are not enough", h.name, image.ErrUnavailable, h.qps)
 	case errors.As(err, &unknown):
 		return fault.New(fault.RegistryCertificate, "give the authority's certificate with SSL_CERT_FILE or SSL_CERT_DIR",
 			"%s: certificate is signed by an unknown authority", h.name)
 	case errors.As(err, &hostname):
 		return fault.New(fault.RegistryCertificate, "ask for the registry by the name in its certificate", "%s: certificate is for another host", h.name)
 	case errors.As(err, &invalid):
-		return fault.New(fault.RegistryCertificate, "renew the registry's certificate, and check the clock here", "%s: certificate is not valid", h.name)
+		if invalid.Reason != x509.Expired {
+			return fault.New(fault.RegistryCertificate, "renew the registry's certificate", "%s: certificate is not valid", h.name)
+		}
+		return fault.New(fault.RegistryCertificate, "renew the registry's certificate; if it is in order, mend this machine's clock",
+			"%s: certificate has expired or is not valid yet", h.name)
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record) && string(record.RecordHeader[:]) == "HTTP/":
 		return h.plainHTTP("answers in plain http only", h.name)
 	case errors.As(err, &dns) && dns.IsNotFound:
@@ -141,7 +163,7 @@ func (h *host) netError(ctx context.Context, err error) error {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("%s: %w: connection closed", h.name, image.ErrUnavailable)
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return fmt.Errorf("%s: %w: timed out", h.name, image.ErrUnavailable)
+		return fmt.Errorf("%s: %w: %w", h.name, image.ErrUnavailable, silence(h.step))
 	}
 	return fmt.Errorf("%s: %w: request failed", h.name, image.ErrUnavailable)
 }
@@ -163,13 +185,42 @@ func (h *host) refused(r refusal) error {
 		return fault.New(fault.RegistryRefused, "take "+cut(r.host)+" from --insecure-registry", "%s: https to %s refused", h.name, quote(r.host))
 	case errCircle:
 		return fault.New(fault.RegistryRefused, "name the image by the registry that it is redirected to", "%s: too many redirects", h.name)
+	case errRealm:
+		return fault.New(fault.RegistryNotAllowed, fmt.Sprintf("start the resolver with --allow-realm %s, if that host may have the credentials for %s", cut(r.host), h.name),
+			"%s: token server %s, of another domain, refused", h.name, quote(r.host))
+	case errPrivate:
+		return fault.New(fault.RegistryNotAllowed, fmt.Sprintf("start the resolver with --allow-private-registries, or with a list of --allow-registry that has %s in full", bare(r.host)),
+			"%s: %shas a private address, refused", h.name, h.other(r.host))
+	case errLoopback:
+		return fault.New(fault.RegistryNotAllowed, fmt.Sprintf("name %s in full with --allow-registry, or with --insecure-registry for plain http, if you mean this machine", bare(r.host)),
+			"%s: %shas a loopback address, refused", h.name, h.other(r.host))
+	case errReserved:
+		return fault.New(fault.RegistryNotAllowed, "correct the registry in the image's name, or its DNS: no image comes from link-local, multicast and metadata addresses",
+			"%s: %shas a reserved address, refused", h.name, h.other(r.host))
 	}
-	return fault.New(fault.RegistryRefused, "name the image by the registry that it is redirected to", "%s: redirect to another host, %s, refused", h.name, quote(r.host))
+	return fault.New(fault.RegistryRefused, fmt.Sprintf("name the image at %[1]s instead, or give lists of --allow-registry that have %[1]s", cut(r.host)),
+		"%s: redirect to another host, %s, refused", h.name, quote(r.host))
 }
 
 func (h *host) plainHTTP(what, insecure string) error {
 	return fault.New(fault.RegistryRefused, fmt.Sprintf("serve it over https, or allow plain http with --insecure-registry %s", cut(insecure)),
 		"%s: %s", h.name, what)
+}
+
+// other is a host that a text about this one has to name, with a space, or "".
+func (h *host) other(address string) string {
+	if bare(address) == bare(h.name) {
+		return ""
+	}
+	return quote(bare(address)) + " "
+}
+
+// bare is a host as an image's name has it.
+func bare(address string) string { return cut(strings.TrimSuffix(address, ":443")) }
+
+func errNotAllowed(host string) error {
+	return fault.New(fault.RegistryNotAllowed, "start the resolver with --allow-registry "+cut(host)+" too, if images may come from there",
+		"%s: not in the list of --allow-registry", cut(host))
 }
 
 func errNotHost(host string) error { return fmt.Errorf("%s: not a registry host", quote(host)) }

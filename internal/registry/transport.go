@@ -7,7 +7,11 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -15,22 +19,22 @@ import (
 )
 
 const (
-	dialTimeout  = 5 * time.Second // and as long for the TLS handshake
+	stepTimeout  = 5 * time.Second // for a connection, for its TLS, for the beginning of an answer
 	idleTimeout  = 90 * time.Second
 	maxHeader    = 64 << 10
-	maxBody      = maxManifest + 1 // one more than any reader here accepts
+	maxAnswer    = 64 << 10 // of a ping, a token or an error, in bytes
 	maxTries     = 3
 	maxRetryWait = 30 * time.Second // a registry that asks for more has failed for now
 )
 
-// newTransport returns a transport of our own: http.DefaultTransport never gives a silent server up, and the program
-// disables it so that nothing can talk past the guard.
-func newTransport(timeout time.Duration, concurrency int) *http.Transport {
+// newTransport returns a transport of our own: http.DefaultTransport never gives a silent server up, and connects to
+// whatever address a name has.
+func newTransport(d *dialer, step time.Duration, concurrency int) *http.Transport {
 	return &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: dialTimeout}).DialContext,
-		TLSHandshakeTimeout:    dialTimeout,
-		ResponseHeaderTimeout:  2 * timeout, // the context's deadline comes first and has the better text
+		Proxy:                  d.proxy,
+		DialContext:            d.dial,
+		TLSHandshakeTimeout:    step,
+		ResponseHeaderTimeout:  step,
 		ForceAttemptHTTP2:      true,
 		MaxIdleConnsPerHost:    concurrency,
 		IdleConnTimeout:        idleTimeout,
@@ -38,8 +42,39 @@ func newTransport(timeout time.Duration, concurrency int) *http.Transport {
 	}
 }
 
-// guard is passed by every request to one registry and the token server it names. It forces the scheme, refuses to
-// follow a redirect to another host, bounds bodies, and counts.
+// dialer opens every connection of a Client, and none to an address that the policy refuses. A proxy from the
+// environment is the operator's, and may be anywhere; behind it the guard sees only literal addresses.
+type dialer struct {
+	net.Dialer
+	policy  policy
+	proxies sync.Map // host:port
+}
+
+func (d *dialer) proxy(req *http.Request) (*url.URL, error) {
+	u, err := http.ProxyFromEnvironment(req)
+	if u != nil {
+		port := map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme]
+		d.proxies.Store(address(u.Host, port), true)
+	}
+	return u, err
+}
+
+func (d *dialer) dial(ctx context.Context, network, host string) (net.Conn, error) {
+	dialer := d.Dialer
+	if _, ok := d.proxies.Load(host); !ok {
+		dialer.Control = func(_, ip string, _ syscall.RawConn) error {
+			to, err := netip.ParseAddrPort(ip)
+			if err != nil {
+				return refusal{errReserved, host}
+			}
+			return d.policy.connect(strings.ToLower(host), to.Addr())
+		}
+	}
+	return dialer.DialContext(ctx, network, host)
+}
+
+// guard is passed by every request to one registry and the token server it names. It forces the scheme, checks where
+// realms and redirects lead, and bounds bodies.
 type guard struct {
 	host *host
 	next http.RoundTripper
@@ -51,29 +86,71 @@ func (g guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	req = req.Clone(req.Context())
 	req.Header.Set("User-Agent", g.host.userAgent)
-	start := time.Now()
+	if redirected(req) {
+		req.Header.Del("Authorization")
+	}
 	resp, err := g.next.RoundTrip(req)
-	g.host.metrics.observe(g.host.name, time.Since(start), resp)
 	if err != nil {
 		return nil, err
 	}
-	resp.Body = limitedBody{io.LimitReader(resp.Body, maxBody), resp.Body}
+	limit := int64(maxAnswer)
+	if isManifest(req) && resp.StatusCode == http.StatusOK {
+		limit = maxManifest + 1 // who reads it says that it is too large
+	}
+	resp.Body = limitedBody{io.LimitReader(resp.Body, limit), resp.Body}
 	return resp, nil
 }
 
-// check refuses what the library would do by itself: it tries plain http for localhost and private addresses, and
-// its clients follow redirects anywhere.
+// check refuses what the library would do by itself: it tries plain http for localhost and private addresses, its
+// clients follow redirects anywhere, and it sends credentials to any realm.
 func (g guard) check(req *http.Request) error {
-	if from := req.Response; from != nil && from.Request != nil && from.Request.URL.Host != req.URL.Host {
-		return refusal{errRedirect, req.URL.Host}
+	host := strings.ToLower(req.URL.Host)
+	if err := g.host.policy.literal(req); err != nil {
+		return err
 	}
-	switch http, listed := req.URL.Scheme == "http", g.host.insecure[req.URL.Host]; {
+	switch http, listed := req.URL.Scheme == "http", g.host.policy.insecure[host]; {
 	case http && !listed:
-		return refusal{errPlainHTTP, req.URL.Host}
+		return refusal{errPlainHTTP, host}
 	case !http && listed:
-		return refusal{errListed, req.URL.Host}
+		return refusal{errListed, host}
+	}
+	secret := req.Header.Get("Authorization") != "" || req.Body != nil // the body of the oauth flow is a token
+	switch {
+	case redirected(req) && !g.follow(req.Response.Request, host):
+		return refusal{errRedirect, host}
+	case req.Response == nil && !g.host.policy.realm(g.host.name, host, secret):
+		return refusal{errRealm, host}
 	}
 	return nil
+}
+
+// follow reports whether a redirect of from may lead to another host: not that of a ping or a token, and not a second
+// one after the first has left the registry.
+func (g guard) follow(from *http.Request, host string) bool {
+	return isManifest(from) && from.URL.Host == g.host.name && g.host.policy.redirect(g.host.name, host)
+}
+
+// redirected reports whether a request goes to another host than the one whose answer led to it.
+func redirected(req *http.Request) bool {
+	from := req.Response
+	return from != nil && from.Request != nil && from.Request.URL.Host != req.URL.Host
+}
+
+func isManifest(req *http.Request) bool {
+	return req.Body == nil && strings.Contains(req.URL.Path, "/manifests/")
+}
+
+// meter counts the requests that are really made.
+type meter struct {
+	host *host
+	next http.RoundTripper
+}
+
+func (m meter) RoundTrip(req *http.Request) (*http.Response, error) {
+	start := time.Now()
+	resp, err := m.next.RoundTrip(req)
+	m.host.metrics.observe(m.host.label, time.Since(start), resp)
+	return resp, err
 }
 
 // limitedBody reads as far as the first and closes the second.
@@ -84,7 +161,10 @@ type limitedBody struct {
 
 // retry repeats a request that met a temporary failure. It is the only place that repeats anything for that reason:
 // pings, token requests and lookups all pass it. The caller's context bounds it.
-type retry struct{ next http.RoundTripper }
+type retry struct {
+	host *host
+	next http.RoundTripper
+}
 
 func (t retry) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.Body != nil { // the oauth flow's POST: neither repeatable nor frequent
@@ -92,9 +172,13 @@ func (t retry) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	var resp *http.Response
 	var err error
+	var tries int
 	_, _ = backoff.Retry(req.Context(), func() (struct{}, error) {
 		if resp != nil {
 			resp.Body.Close()
+		}
+		if tries++; tries > 1 {
+			t.host.metrics.retries.WithLabelValues(t.host.label).Inc()
 		}
 		resp, err = t.next.RoundTrip(req)
 		return struct{}{}, again(req.Context(), resp, err)
@@ -125,7 +209,7 @@ func again(ctx context.Context, resp *http.Response, err error) error {
 	if wait <= 0 {
 		return errTemporary
 	}
-	wait += rand.N(250 * time.Millisecond) // those who were told the same must not come back as one
+	wait += rand.N(maxJitter) // those who were told the same must not come back as one
 	if end, ok := ctx.Deadline(); wait > maxRetryWait || (ok && time.Until(end) < wait) {
 		return backoff.Permanent(errTemporary)
 	}
@@ -158,8 +242,12 @@ func retryAfter(h http.Header) time.Duration {
 	if seconds, err := strconv.ParseUint(v, 10, 31); err == nil {
 		return time.Duration(seconds) * time.Second
 	}
-	if at, err := http.ParseTime(v); err == nil {
-		return time.Until(at)
+	at, err := http.ParseTime(v)
+	if err != nil {
+		return 0
 	}
-	return 0
+	if now, err := http.ParseTime(h.Get("Date")); err == nil {
+		return at.Sub(now) // by the registry's clock, which may be wrong
+	}
+	return time.Until(at)
 }

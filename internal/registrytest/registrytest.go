@@ -4,6 +4,7 @@ package registrytest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -42,6 +43,8 @@ type Registry struct {
 	strict  bool
 	faults  map[string]Fault
 	latency time.Duration
+	skew    time.Duration
+	realm   string
 	counts  Counts
 }
 
@@ -212,6 +215,20 @@ func (r *Registry) SetLatency(d time.Duration) {
 	r.latency = d
 }
 
+// SetClock makes the registry's clock go wrong by d: the dates of its answers and of its tokens.
+func (r *Registry) SetClock(d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.skew = d
+}
+
+// SetRealm makes challenges name a token server elsewhere, by its URL.
+func (r *Registry) SetRealm(url string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.realm = url
+}
+
 // Counts returns what has arrived since the start or the last ResetCounts.
 func (r *Registry) Counts() Counts {
 	r.mu.Lock()
@@ -229,7 +246,8 @@ func (r *Registry) ResetCounts() {
 // ServeHTTP answers registry and token requests.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	target := targetOf(req)
-	fault, latency := r.arrive(req, target)
+	fault, latency, now := r.arrive(req, target)
+	w.Header().Set("Date", now.UTC().Format(http.TimeFormat))
 	if !wait(req.Context(), latency+fault.Delay) {
 		return
 	}
@@ -279,10 +297,11 @@ func targetOf(req *http.Request) string {
 	return ""
 }
 
-// arrive counts a request and returns the fault and the latency that it meets.
-func (r *Registry) arrive(req *http.Request, target string) (Fault, time.Duration) {
+// arrive counts a request and returns the fault and the latency that it meets, and the registry's time.
+func (r *Registry) arrive(req *http.Request, target string) (Fault, time.Duration, time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	now := time.Now().Add(r.skew)
 	switch {
 	case target == Ping:
 		r.counts.Ping++
@@ -297,7 +316,7 @@ func (r *Registry) arrive(req *http.Request, target string) (Fault, time.Duratio
 	}
 	f, ok := r.faults[target]
 	if !ok || (f.Method != "" && f.Method != req.Method) {
-		return Fault{}, r.latency
+		return Fault{}, r.latency, now
 	}
 	switch f.Times {
 	case 0:
@@ -308,7 +327,7 @@ func (r *Registry) arrive(req *http.Request, target string) (Fault, time.Duratio
 		next.Times--
 		r.faults[target] = next
 	}
-	return f, r.latency
+	return f, r.latency, now
 }
 
 // admit lets a request through or answers it with a challenge or a refusal.
@@ -326,7 +345,7 @@ func (r *Registry) admit(w http.ResponseWriter, req *http.Request, target string
 		token := strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer ")
 		repos, known := r.tokens[token]
 		if !known || (target != Ping && !slices.Contains(repos, target)) {
-			w.Header().Set("WWW-Authenticate", challenge(req, target))
+			w.Header().Set("WWW-Authenticate", r.challenge(req, target))
 			writeError(w, http.StatusUnauthorized, "UNAUTHORIZED")
 			return false
 		}
@@ -338,12 +357,14 @@ func (r *Registry) admit(w http.ResponseWriter, req *http.Request, target string
 	return true
 }
 
-func challenge(req *http.Request, target string) string {
+// challenge asks for a token. The caller holds the lock.
+func (r *Registry) challenge(req *http.Request, target string) string {
 	scheme := "http"
 	if req.TLS != nil {
 		scheme = "https"
 	}
-	c := fmt.Sprintf("Bearer realm=%q,service=\"registrytest\"", scheme+"://"+req.Host+Token)
+	realm := cmp.Or(r.realm, scheme+"://"+req.Host+Token)
+	c := fmt.Sprintf("Bearer realm=%q,service=\"registrytest\"", realm)
 	if target != Ping {
 		c += fmt.Sprintf(",scope=\"repository:%s:pull\"", target)
 	}
@@ -376,7 +397,7 @@ func (r *Registry) serveToken(w http.ResponseWriter, req *http.Request) {
 	token := rand.Text()
 	r.tokens[token] = granted
 	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(map[string]any{"token": token, "expires_in": 300}) //nolint:errcheck // the client may have left
+	json.NewEncoder(w).Encode(map[string]any{"token": token, "expires_in": 300, "issued_at": time.Now().Add(r.skew).UTC()}) //nolint:errcheck // the client may have left
 }
 
 func writeError(w http.ResponseWriter, status int, code string) {

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/digestlock/digestlock/internal/cli"
+	"github.com/digestlock/digestlock/internal/registry"
+)
+
+// registryFlags adds the flags that say which registries may be asked, and how. Who is asked follows from images, and
+// so from whoever can write an Application: these flags are the operator's word.
+func registryFlags(flags *cli.Flags) *registry.Options {
+	o := &registry.Options{}
+	flags.StringSliceVar(&o.Insecure, "insecure-registry", nil, "host[:port] that may be asked over plain http (repeatable)")
+	flags.Func("allow-registry", "`glob` of host[:port] that images may come from, such as ghcr.io or *.example.com (repeatable); none allows all. "+
+		"One without wildcard may have a private or loopback address", addHosts(&o.Allow))
+	flags.Func("allow-realm", "`glob` of host[:port] that may get the credentials of any registry for a token (repeatable); "+
+		"not needed for the registry itself and hosts of its domain", addHosts(&o.AllowRealm))
+	flags.BoolVar(&o.AllowPrivate, "allow-private-registries", false, "connect to private addresses (RFC 1918, fc00::/7, 100.64.0.0/10) for all registries")
+	flags.Float64Var(&o.QPS, "registry-qps", 50, "requests a second to one registry, and twice as many at once")
+	return o
+}
+
+// addHosts adds patterns, one or several with commas between them, as a variable of the environment has them.
+func addHosts(l *registry.Hosts) func(string) error {
+	return func(v string) error {
+		if v == "" {
+			return nil // as if it were not given
+		}
+		for p := range strings.SplitSeq(v, ",") {
+			*l = append(*l, strings.TrimSpace(p))
+		}
+		return l.Check()
+	}
+}
