@@ -51,11 +51,12 @@ var theirs = map[string][]string{
 	"github.com/go-git":                                    {"internal/gitrepo", "internal/gitserver"},
 	"github.com/skeema/knownhosts":                         {"internal/gitrepo"},
 	"golang.org/x/crypto":                                  {"internal/gitrepo", "internal/gittest"},
+	"golang.org/x/net":                                     {"internal/registry"},
+	"golang.org/x/time":                                    {"internal/daemon", "internal/registry"},
 	"github.com/spf13/pflag":                               {"internal/cli"},
 	"go.yaml.in/yaml":                                      {"internal/lock", "internal/pin", "internal/render"},
 	"github.com/prometheus/client_golang":                  {"internal/cache", "internal/daemon", "internal/registry", "cmd/digestlock"},
 	"github.com/cenkalti/backoff":                          {"internal/companion", "internal/registry"},
-	"golang.org/x/time":                                    {"internal/daemon"},
 	"k8s.io/client-go":                                     {},
 	"testing":                                              {"internal/gittest"},
 }
