@@ -313,6 +313,25 @@ func TestManifestRedirect(t *testing.T) {
 	}
 }
 
+// The library and net/http keep credentials to themselves as well; this is our own word.
+func TestRedirectCarriesNoCredentials(t *testing.T) {
+	t.Parallel()
+	var told string
+	c := client(Options{Allow: Hosts{"a.test", "b.test"}})
+	g := guard{c.host("a.test"), roundTripper(func(r *http.Request) (*http.Response, error) {
+		told = r.Header.Get("Authorization")
+		return nil, errors.New("nobody there")
+	})}
+	from := httptest.NewRequest(http.MethodHead, "https://a.test/v2/x/manifests/latest", nil)
+	from.Body = nil
+	to := from.Clone(t.Context())
+	to.URL.Host, to.Response = "b.test", &http.Response{Request: from}
+	to.Header.Set("Authorization", "Basic hunter2")
+	if _, err := g.RoundTrip(to); err == nil || isRefusal(err) || told != "" {
+		t.Errorf("the other host was told %q, %v", told, err)
+	}
+}
+
 // The library falls back to plain http for these, silently.
 func TestForcedHTTPS(t *testing.T) {
 	t.Parallel()
@@ -336,11 +355,13 @@ func TestForcedHTTPS(t *testing.T) {
 
 func TestEndlessAnswers(t *testing.T) {
 	t.Parallel()
-	endless := func(w http.ResponseWriter) {
+	endless := func(w http.ResponseWriter) (written int64) {
 		junk := []byte(strings.Repeat("x", 1<<16))
 		for {
-			if _, err := w.Write(junk); err != nil {
-				return
+			n, err := w.Write(junk)
+			written += int64(n)
+			if err != nil {
+				return written
 			}
 		}
 	}
@@ -348,15 +369,19 @@ func TestEndlessAnswers(t *testing.T) {
 		t.Parallel()
 		s := registrytest.Start(t)
 		want := s.Push("a", "latest")
+		written := make(chan int64, 1)
 		host := plain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == registrytest.Ping {
-				endless(w)
+				written <- endless(w)
 				return
 			}
 			s.Registry.ServeHTTP(w, r)
 		}))
 		if r := one(client(Options{Insecure: []string{host}}), parse(t, host+"/a:latest")); r.Digest != want {
 			t.Errorf("Resolve = %q, %v, want %s", r.Digest, r.Err, want)
+		}
+		if n := <-written; n > 64<<20 { // what is read, and the buffers between
+			t.Errorf("%d bytes of a ping were taken", n)
 		}
 	})
 	t.Run("token", func(t *testing.T) {
@@ -411,7 +436,7 @@ func TestStepIsShorterThanTheDeadline(t *testing.T) {
 	s.Push("a", "latest")
 	p := registrytest.StartProxy(t, s.Host)
 	p.Set(registrytest.Silence)
-	o := Options{Insecure: []string{p.Host}, Timeout: time.Hour}
+	o := Options{Insecure: []string{p.Host}, Timeout: 20 * time.Second}
 	c := client(o)
 	c.step = time.Second
 	c.transport = newTransport(&dialer{policy: c.policy}, c.step, 1)
