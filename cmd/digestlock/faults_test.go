@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -64,6 +65,7 @@ var faults = []struct {
 	// What an image that nobody knows yet gets; "" is a digest. One that the resolver knows gets the digest that it
 	// knows, unless refused is set: then the registry's answer replaces it.
 	text, hint string
+	code       string // registry-unavailable where nothing is said
 	refused    bool
 }{
 	{name: "429", fault: status(429, ""), text: `HOST: unavailable (429, throttled)`, hint: `log in to HOST for a higher limit, or wait`},
@@ -87,6 +89,7 @@ var faults = []struct {
 		name: "redirect to another host", fault: all(registrytest.Fault{Status: 307, Location: "https://elsewhere.example.com/v2/a/manifests/latest"}),
 		text: `HOST: redirect to another host, "elsewhere.example.com", refused`,
 		hint: `name the image at elsewhere.example.com instead, or give lists of --allow-registry that have elsewhere.example.com`,
+		code: "registry-refused",
 	},
 	{
 		name: "no such host", wire: byName, fault: dns(net.DNSError{IsNotFound: true}),
@@ -99,10 +102,11 @@ var faults = []struct {
 			s.proxy.Set(registrytest.Pass) // breaks the connections
 		},
 		text: `HOST: certificate has expired or is not valid yet`, hint: `renew the registry's certificate; if it is in order, mend this machine's clock`,
+		code: "registry-certificate",
 	},
 	{
 		name: "expired credentials", before: func(s *stack) { s.RequireBasic("u", "p") }, fault: func(s *stack) { s.RequireBasic("u", "q") },
-		text: `HOST: unauthorized (401)`, hint: `check the credentials for HOST`, refused: true,
+		text: `HOST: unauthorized (401)`, hint: `check the credentials for HOST`, code: "registry-unauthorized", refused: true,
 	},
 	{name: "expired token", before: func(s *stack) { s.RequireBearer("u", "p") }, fault: func(s *stack) { s.ExpireTokens() }},
 	{
@@ -201,14 +205,14 @@ func TestRegistryFaults(t *testing.T) {
 			got, err := s.render(t, "known/app", "")
 			switch {
 			case tt.refused:
-				s.wantText(t, err, "known/app", tt.text, tt.hint)
+				s.wantText(t, err, "known/app", tt.text, tt.hint, tt.code)
 			case err != nil || (got != digests["known/app"] && (tt.text != "" || got != newer)):
 				t.Errorf("image that the resolver knows: %q, %v, want %s", got, err, digests["known/app"])
 			}
 
 			got, err = s.render(t, "new/app", "")
 			if tt.text != "" {
-				s.wantText(t, err, "new/app", tt.text, tt.hint)
+				s.wantText(t, err, "new/app", tt.text, tt.hint, tt.code)
 			} else if err != nil || got != digests["new/app"] {
 				t.Errorf("image that nobody knows: %q, %v", got, err)
 			}
@@ -216,7 +220,7 @@ func TestRegistryFaults(t *testing.T) {
 	}
 }
 
-func (s *stack) wantText(t *testing.T, err error, repo, text, hint string) {
+func (s *stack) wantText(t *testing.T, err error, repo, text, hint, code string) {
 	t.Helper()
 	if err == nil {
 		t.Errorf("%s: no error, want %q", repo, text)
@@ -224,7 +228,8 @@ func (s *stack) wantText(t *testing.T, err error, repo, text, hint string) {
 	}
 	got := strings.ReplaceAll(err.Error(), s.proxy.Host, "HOST")
 	got = regexp.MustCompile(`until \d\d:\d\d:\d\d UTC`).ReplaceAllString(got, "until TIME")
-	want := fmt.Sprintf("digestlock: error: 1 of 1 images not resolved: HOST/%s:latest: %s\ndigestlock: hint: %s\n", repo, text, hint)
+	want := fmt.Sprintf("digestlock: error: 1 of 1 images not resolved: HOST/%s:latest: %s [%s]\ndigestlock: hint: %s\n",
+		repo, text, cmp.Or(code, "registry-unavailable"), hint)
 	if got != want {
 		t.Errorf("%s:\n got %s\nwant %s", repo, got, want)
 	}

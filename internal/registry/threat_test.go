@@ -395,7 +395,7 @@ func TestEndlessAnswers(t *testing.T) {
 			w.WriteHeader(http.StatusUnauthorized)
 		}))
 		wantError(t, one(client(Options{Insecure: []string{host}}), parse(t, host+"/a:latest")), nil,
-			"login is not understood or names a token server that is not allowed", "")
+			"login is not understood or names a token server that is not allowed", "check that the registry speaks")
 	})
 	t.Run("error", func(t *testing.T) {
 		t.Parallel()
