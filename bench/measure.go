@@ -215,7 +215,7 @@ func (b *bench) startResolver(ctx context.Context, registry string, flags ...str
 	}
 	cmd := exec.CommandContext(ctx, b.program("digestlock"), append([]string{
 		"serve", "--listen=" + p.address, "--log-level=warn",
-		"--socket=" + p.socket, "--state-dir=" + filepath.Join(dir, "state"), "--insecure-registry=" + registry,
+		"--socket=" + p.socket, "--state-dir=" + filepath.Join(dir, "state"), "--insecure-registry=" + registry, "--registry-qps=1e6",
 	}, flags...)...)
 	cmd.Env = b.environ(nil)
 	cmd.Stderr = os.Stderr
