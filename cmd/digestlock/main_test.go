@@ -19,6 +19,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/digestlock/digestlock/internal/accesstest"
 	"github.com/digestlock/digestlock/internal/cli"
 	"github.com/digestlock/digestlock/internal/registrytest"
 )
@@ -46,6 +47,9 @@ func TestScripts(t *testing.T) {
 			"webhook":  webhook,
 			"oneline":  oneline,
 			"expand":   expand,
+			"flood":    flood,
+			"issuer":   issue,
+			"token":    token,
 		},
 	})
 }
@@ -56,14 +60,18 @@ func setup(env *testscript.Env) error {
 	s := registrytest.Listen(registrytest.New())
 	env.Defer(s.Close)
 	env.Values[registryKey{}] = s
+	env.Values[issuerKey{}] = new(*accesstest.Issuer)
 	env.Setenv("REGISTRY", s.Host)
 	env.Setenv("SERVER", s.Push("acme/server", "latest"))
 	env.Setenv("WORKER", s.Push("acme/worker", "latest"))
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
+	for _, name := range []string{"LISTEN", "LISTEN2"} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = l.Close() }() // both first, so that they differ
+		env.Setenv(name, l.Addr().String())
 	}
-	env.Setenv("LISTEN", l.Addr().String())
 	env.Setenv("DOCKER_CONFIG", env.WorkDir)
 	env.Setenv("DIGESTLOCK_INSECURE_REGISTRY", s.Host)
 	// A socket's path has at most 108 bytes, so that it lies outside of the script's directory.
@@ -73,7 +81,7 @@ func setup(env *testscript.Env) error {
 	}
 	env.Defer(func() { _ = os.RemoveAll(short) })
 	env.Setenv("SOCKET", filepath.Join(short, "s"))
-	return l.Close()
+	return nil
 }
 
 func registryOf(ts *testscript.TestScript) *registrytest.Server {
@@ -131,10 +139,10 @@ func requests(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// ready waits for the resolver at $LISTEN.
-func ready(ts *testscript.TestScript, _ bool, _ []string) {
+// ready [ADDRESS] waits for the resolver at $LISTEN, or at the address.
+func ready(ts *testscript.TestScript, _ bool, args []string) {
 	for range 400 {
-		res, err := http.Get("http://" + ts.Getenv("LISTEN") + "/readyz")
+		res, err := http.Get("http://" + append(args, ts.Getenv("LISTEN"))[0] + "/readyz")
 		if err == nil {
 			_ = res.Body.Close()
 			return
@@ -151,24 +159,29 @@ func request(ts *testscript.TestScript, _ bool, args []string) {
 	if before, image, ok := strings.Cut(path, "image="); ok {
 		path = before + "image=" + url.QueryEscape(image)
 	}
-	req, err := http.NewRequest(args[0], "http://"+ts.Getenv("LISTEN")+path, strings.NewReader("{}"))
-	ts.Check(err)
-	if len(args) > 3 {
-		req.Header.Set("Authorization", "Bearer "+args[3])
+	if got := ask(ts, args[0], path, append(args[3:], "")[0]); got != args[2] {
+		ts.Fatalf("%s %s: %s, want %s: %s", args[0], path, got, args[2], ts.ReadFile("answer"))
 	}
-	send(ts, req, args[2])
 }
 
-func send(ts *testscript.TestScript, req *http.Request, status string) {
+// ask returns the status of the answer.
+func ask(ts *testscript.TestScript, method, path, token string) string {
+	req, err := http.NewRequest(method, "http://"+ts.Getenv("LISTEN")+path, strings.NewReader("{}"))
+	ts.Check(err)
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	return send(ts, req)
+}
+
+func send(ts *testscript.TestScript, req *http.Request) string {
 	res, err := http.DefaultClient.Do(req)
 	ts.Check(err)
 	defer func() { _ = res.Body.Close() }()
 	body, err := io.ReadAll(res.Body)
 	ts.Check(err)
 	ts.Check(os.WriteFile(ts.MkAbs("answer"), body, 0o600))
-	if strconv.Itoa(res.StatusCode) != status {
-		ts.Fatalf("%s %s: %s, want %s: %s", req.Method, req.URL, res.Status, status, body)
-	}
+	return strconv.Itoa(res.StatusCode)
 }
 
 // webhook PATH STATUS SECRET FILE sends the event in the file to the resolver at $LISTEN, signed as GitHub signs, and prints
@@ -180,7 +193,9 @@ func webhook(ts *testscript.TestScript, _ bool, args []string) {
 	req, err := http.NewRequest(http.MethodPost, "http://"+ts.Getenv("LISTEN")+args[0], strings.NewReader(event))
 	ts.Check(err)
 	req.Header.Set("X-Hub-Signature-256", "sha256="+hex.EncodeToString(mac.Sum(nil)))
-	send(ts, req, args[1])
+	if got := send(ts, req); got != args[1] {
+		ts.Fatalf("%s: %s, want %s: %s", args[0], got, args[1], ts.ReadFile("answer"))
+	}
 }
 
 // oneline CODE checks that the last command's stderr is exactly an error line with the code and a hint line, below 4 KiB

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/digestlock/digestlock/internal/access"
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cache"
 	"github.com/digestlock/digestlock/internal/cli"
@@ -30,15 +32,17 @@ ledger of what was rendered for the companion. It runs in a container of its own
 credentials (DOCKER_CONFIG) that the plugin must not have.
 
 On the socket:  POST /v1/resolve
-On TCP:         GET /healthz /readyz /metrics, and with a bearer token POST /v1/resolve, GET /v1/pins,
-                POST /flush?image=registry.example.com/team/app:latest (repeatable; without tag: all tags),
-                and with a secret of its sender's POST /webhook/SENDER, see docs/webhooks.md`
+On TCP:         GET /healthz /readyz /metrics, with a bearer token POST /v1/resolve and GET /v1/pins, and with a secret of
+                its sender's POST /webhook/SENDER, see docs/webhooks.md
+On both:        POST /flush?image=registry.example.com/team/app:latest (repeatable; without tag: all tags), with a
+                bearer token, or with a token of an issuer that --oidc-config trusts; see "digestlock flush --help"`
 
 func serve(ctx context.Context, env cli.Env, args []string) error {
 	flags := cli.NewFlags("digestlock serve", serveUsage)
 	socket := flags.String("socket", strings.TrimPrefix(defaultServer, "unix://"), "unix socket for the plugin; empty for none")
 	listen := flags.String("listen", ":8085", "TCP address for the companion, CI and probes; empty for none")
-	tokenFile := flags.String("token-file", "", "file with bearer tokens, one a line, read again for each request; without it /v1/pins and /flush are closed")
+	tokenFile := flags.String("token-file", "", "file with bearer tokens, one a line, read again for each request; without it /v1/pins is closed, and /flush too without --oidc-config")
+	oidcConfig := flags.String("oidc-config", "", "file with OIDC issuers and rules that say what their tokens may flush, read again when it changes (docs/flush.md)")
 	webhookSecrets := flags.String("webhook-secrets", "", "directory with a file for each registry that sends webhooks, named like its sender, with secrets, one a line, read again for each event; a sender without one is refused")
 	stateDir := flags.String("state-dir", "/var/lib/digestlock", "directory for the ledger")
 	ttl := flags.Duration("ttl", time.Minute, "use an answer this long without asking the registry again")
@@ -75,6 +79,13 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 			return fault.New(fault.SecretFile, "name each file after a sender of docs/webhooks.md, with at least one secret in it", "--webhook-secrets: %w", err)
 		}
 	}
+	var oidc *access.File
+	if *oidcConfig != "" {
+		var err error
+		if oidc, err = access.Open(*oidcConfig); err != nil {
+			return fmt.Errorf("--oidc-config: %w", err)
+		}
+	}
 	ledger, err := daemon.OpenLedger(*stateDir, log)
 	if err != nil {
 		return err
@@ -105,7 +116,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	}
 	log.Info("serving", "version", buildVersion, "socket", *socket, "listen", address(tcp), "sources", ledger.Len())
 	err = daemon.New(daemon.Options{
-		Resolver: lookups, Ledger: ledger, TokenFile: *tokenFile, Log: log, Metrics: metrics,
+		Resolver: lookups, Ledger: ledger, TokenFile: *tokenFile, OIDC: oidc, Log: log, Metrics: metrics,
 		WebhookSecrets: *webhookSecrets,
 	}).Serve(ctx, unix, tcp)
 	log.Info("stopped")

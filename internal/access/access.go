@@ -46,7 +46,7 @@ func Open(path string) (*File, error) {
 func (f *File) current() (*policy, error) {
 	data, err := os.ReadFile(f.path)
 	if err != nil {
-		return nil, fault.New(fault.SecretFile, "mount the file there, readable for this user", "%w", err)
+		return nil, fault.New(fault.OIDCConfig, "mount the file there, readable for this user", "%w", err)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -55,7 +55,7 @@ func (f *File) current() (*policy, error) {
 	}
 	p, err := parse(data)
 	if err != nil {
-		return nil, fault.New(fault.ResolverToken, "docs/flush.md has an example of the file", "%s: %w", f.path, err)
+		return nil, fault.New(fault.OIDCConfig, "docs/flush.md has an example of the file", "%s: %w", f.path, err)
 	}
 	f.data, f.policy = data, p
 	return p, nil
@@ -83,7 +83,7 @@ func (f *File) Caller(ctx context.Context, token string) (Caller, error) {
 	}
 	images := allowed(p.rules[t.Issuer], t)
 	if len(images) == 0 {
-		return Caller{}, fault.New(fault.ResolverToken, "add a rule for these claims to the resolver's --oidc-config",
+		return Caller{}, fault.New(fault.FlushForbidden, "add a rule for these claims to the resolver's --oidc-config",
 			"%w: no rule fits the token's claims: %s", ErrForbidden, describe(p.rules[t.Issuer], t))
 	}
 	return Caller{Name: t.Issuer + " " + t.Subject, images: images}, nil
@@ -96,7 +96,7 @@ func (c Caller) May(ref image.Ref) error {
 			return nil
 		}
 	}
-	return fault.New(fault.ResolverToken, "add the repository to the images of a rule in the resolver's --oidc-config",
+	return fault.New(fault.FlushForbidden, "add the repository to the images of a rule in the resolver's --oidc-config",
 		"%w: image %s is not among what this token may flush: %s", ErrForbidden, ref, strings.Join(c.images, ", "))
 }
 
@@ -106,16 +106,21 @@ type policy struct {
 	rules    map[string][]rule // by issuer
 }
 
+// document is the file's form.
+type document struct {
+	Issuers []entry `yaml:"issuers"`
+}
+
+type entry struct {
+	Issuer `yaml:",inline"`
+	Rules  []rule `yaml:"rules"`
+}
+
 func parse(data []byte) (*policy, error) {
 	if len(data) > maxFile {
 		return nil, fmt.Errorf("more than %d bytes", maxFile)
 	}
-	var doc struct {
-		Issuers []struct {
-			Issuer `yaml:",inline"`
-			Rules  []rule `yaml:"rules"`
-		} `yaml:"issuers"`
-	}
+	var doc document
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
 	if err := dec.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {

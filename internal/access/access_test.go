@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/digestlock/digestlock/internal/accesstest"
 	"github.com/digestlock/digestlock/internal/fault"
@@ -133,6 +134,51 @@ func TestParse(t *testing.T) {
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%s: parse = %v, want %q", tt.name, err, tt.want)
 		}
+	}
+}
+
+// TestWithdrawnKey: a key that the issuer withdrew counts for an hour at most.
+func TestWithdrawnKey(t *testing.T) {
+	t.Parallel()
+	i := accesstest.Listen()
+	t.Cleanup(i.Close)
+	ca, err := i.CAFile(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := NewVerifier(Issuer{URL: i.URL, Audience: "digestlock", CAFile: ca})
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := i.Token(nil)
+	p := v.issuers[i.URL]
+	for range 2 {
+		if _, err := v.Verify(t.Context(), old); err != nil {
+			t.Fatal(err)
+		}
+		i.Rotate()
+	}
+	if left := time.Until(p.until); left > time.Hour {
+		t.Errorf("the keys count for %v more", left)
+	}
+	p.until = time.Now()
+	if _, err := v.Verify(t.Context(), old); err == nil {
+		t.Error("an hour after the key was withdrawn: accepted")
+	}
+}
+
+// TestDocumented: what docs/flush.md shows is what is read.
+func TestDocumented(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/flush.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(text), "```yaml\nissuers:")
+	block, _, _ := strings.Cut(rest, "```")
+	p, err := parse([]byte("issuers:" + block))
+	if !ok || err != nil || len(p.rules) < 3 {
+		t.Errorf("the file in docs/flush.md: %+v, %v", p, err)
 	}
 }
 

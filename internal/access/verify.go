@@ -262,8 +262,7 @@ func (p *provider) discover() (any, error) {
 	return keys, nil
 }
 
-// client returns a client for this issuer alone. It follows no redirect, because the issuer vouches for its own URLs
-// only.
+// client returns a client for this issuer alone.
 func (p *provider) client() (*http.Client, error) {
 	t := &http.Transport{
 		Proxy:             http.ProxyFromEnvironment,
@@ -281,9 +280,8 @@ func (p *provider) client() (*http.Client, error) {
 		t.TLSClientConfig = &tls.Config{RootCAs: pool}
 	}
 	return &http.Client{
-		Transport:     &transport{next: t, asks: p.asks, tokenFile: p.TokenFile},
-		Timeout:       askTimeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &transport{next: t, asks: p.asks, tokenFile: p.TokenFile},
+		Timeout:   askTimeout,
 	}, nil
 }
 
@@ -313,7 +311,8 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	if res.StatusCode != http.StatusOK { // here rather than in go-oidc, which quotes the whole answer
+	// Here rather than in go-oidc, which quotes the whole answer, and before a redirect is followed.
+	if res.StatusCode != http.StatusOK {
 		_ = res.Body.Close()
 		return nil, errors.New("answer " + strconv.Itoa(res.StatusCode))
 	}

@@ -1,6 +1,8 @@
 package access_test
 
 import (
+	"crypto/rand"
+	"crypto/rsa"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -108,7 +110,11 @@ func TestRotatedKey(t *testing.T) {
 	if _, err := v.Verify(t.Context(), old); err != nil {
 		t.Fatal(err)
 	}
-	i.Rotate()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.RotateTo(key, jose.RS256)
 	if _, err := v.Verify(t.Context(), i.Token(nil)); err != nil {
 		t.Errorf("token of the new key: %v", err)
 	}
@@ -140,12 +146,16 @@ func TestIssuerDown(t *testing.T) {
 			http.Error(w, "secret details", http.StatusInternalServerError)
 		},
 		"redirect": func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "https://example.com/", http.StatusFound)
+			if r.URL.Path != "/moved" {
+				http.Redirect(w, r, "/moved", http.StatusFound)
+				return
+			}
+			_, _ = fmt.Fprintf(w, `{"issuer":"https://%s","jwks_uri":"https://%[1]s/moved","keys":[]}`, r.Host)
 		},
 		"no JSON": func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, "hello") },
 		"reset":   func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
-		"huge": func(w http.ResponseWriter, _ *http.Request) {
-			_, _ = fmt.Fprintf(w, `{"issuer":"%s"}`, strings.Repeat("x", 2<<20))
+		"huge": func(w http.ResponseWriter, r *http.Request) {
+			_, _ = fmt.Fprintf(w, `{"issuer":"https://%s","jwks_uri":"https://%[1]s/keys","keys":[],"x":"%s"}`, r.Host, strings.Repeat("x", 2<<20))
 		},
 		"plain http for keys": func(w http.ResponseWriter, r *http.Request) {
 			_, _ = fmt.Fprintf(w, `{"issuer":"https://%s","jwks_uri":"http://%s/keys"}`, r.Host, r.Host)
@@ -158,7 +168,8 @@ func TestIssuerDown(t *testing.T) {
 			up, u := listen(t)
 			v := newVerifier(t, d, u)
 			down.Fail(failure)
-			if _, err := v.Verify(t.Context(), down.Token(nil)); !errors.Is(err, access.ErrUnavailable) || strings.Contains(err.Error(), "secret") {
+			_, err := v.Verify(t.Context(), down.Token(nil))
+			if !errors.Is(err, access.ErrUnavailable) || strings.Contains(err.Error(), "secret") {
 				t.Errorf("issuer down: %v, want ErrUnavailable", err)
 			}
 			if _, err := v.Verify(t.Context(), up.Token(nil)); err != nil {
@@ -166,6 +177,9 @@ func TestIssuerDown(t *testing.T) {
 			}
 			down.Fail(nil)
 			if name == "plain http for keys" {
+				if !strings.Contains(err.Error(), "not https") {
+					t.Errorf("%v, want that it is not https", err)
+				}
 				return // discovery went well, and counts for an hour
 			}
 			if _, err := v.Verify(t.Context(), down.Token(nil)); err != nil {
@@ -194,6 +208,10 @@ func TestSilentIssuer(t *testing.T) {
 	wg.Wait()
 	if n := i.Asked("/.well-known/openid-configuration"); n != 1 {
 		t.Errorf("discovery was asked %d times by 20 callers, want 1", n)
+	}
+	i.Fail(nil) // the request of before still hangs
+	if _, err := v.Verify(t.Context(), i.Token(nil)); err != nil {
+		t.Errorf("issuer that answers again: %v", err)
 	}
 }
 

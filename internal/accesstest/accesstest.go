@@ -3,8 +3,10 @@
 package accesstest
 
 import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -31,7 +33,8 @@ type Issuer struct {
 	server *httptest.Server
 
 	mu    sync.Mutex
-	key   *rsa.PrivateKey
+	key   crypto.Signer
+	alg   jose.SignatureAlgorithm
 	keyID string
 	known jose.JSONWebKeySet // what the issuer publishes
 	fault http.HandlerFunc
@@ -63,15 +66,20 @@ func (i *Issuer) CAFile(dir string) (string, error) {
 
 // Rotate replaces the signing key. Keys of before are not published any more.
 func (i *Issuer) Rotate() {
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		panic(err) // the system has no randomness
 	}
+	i.RotateTo(key, jose.ES256)
+}
+
+// RotateTo is Rotate with a key of the caller's.
+func (i *Issuer) RotateTo(key crypto.Signer, alg jose.SignatureAlgorithm) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.key = key
+	i.key, i.alg = key, alg
 	i.keyID = "key-" + strconv.FormatInt(time.Now().UnixNano(), 36)
-	i.known = jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: i.keyID, Algorithm: "RS256", Use: "sig"}}}
+	i.known = jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: i.keyID, Algorithm: string(alg), Use: "sig"}}}
 }
 
 // Fail makes the issuer answer with f; nil ends that.
@@ -116,9 +124,9 @@ func (i *Issuer) PublicKey() []byte {
 // Token returns a token for audience "digestlock" that is good for five minutes.
 func (i *Issuer) Token(claims Claims) string {
 	i.mu.Lock()
-	key, id := i.key, i.keyID
+	key, alg, id := i.key, i.alg, i.keyID
 	i.mu.Unlock()
-	return i.Sign(claims, jose.RS256, key, id)
+	return i.Sign(claims, alg, key, id)
 }
 
 // Sign is Token with another algorithm, key and key id.
@@ -171,8 +179,8 @@ func (i *Issuer) watch(next http.Handler) http.Handler {
 func (i *Issuer) discovery(w http.ResponseWriter, _ *http.Request) {
 	answer(w, map[string]any{
 		"issuer": i.URL, "jwks_uri": i.URL + "/keys",
-		// More than it has: what an issuer says of its algorithms does not count.
-		"id_token_signing_alg_values_supported": []string{"RS256", "HS256", "none"},
+		// Not what it has: what an issuer says of its algorithms does not count.
+		"id_token_signing_alg_values_supported": []string{"HS256", "none"},
 	})
 }
 

@@ -2,7 +2,7 @@
 //
 //	POST /v1/resolve   ResolveRequest → ResolveResponse   unix socket, or TCP with a token
 //	GET  /v1/pins      → PinsResponse                     TCP with a token
-//	POST /flush        ?image=… → FlushResponse           TCP with a token
+//	POST /flush        ?image=… → FlushResponse           either, with a token or one of a trusted OIDC issuer
 //	POST /webhook/…    a registry's event → WebhookResponse   TCP, as the sender authenticates
 package api
 
@@ -58,12 +58,14 @@ type FlushResponse struct {
 	Flushed []Flushed `json:"flushed"`
 }
 
-// Flushed is one flushed reference: the digest remembered before (omitted when there was none) and the one now.
+// Flushed is one flushed reference: the digest remembered before (omitted when there was none), the one now, and the
+// Applications whose last render has the reference, as "project/application", sorted.
 type Flushed struct {
-	Image string   `json:"image"`
-	Old   string   `json:"old,omitempty"`
-	New   string   `json:"new,omitempty"`
-	Error *Problem `json:"error,omitempty"`
+	Image        string   `json:"image"`
+	Old          string   `json:"old,omitempty"`
+	New          string   `json:"new,omitempty"`
+	Applications []string `json:"applications,omitempty"`
+	Error        *Problem `json:"error,omitempty"`
 }
 
 // WebhookResponse says what an event of a registry made stale.

@@ -51,7 +51,7 @@ func Replicas(ctx context.Context, address, token string) ([]*Client, error) {
 	}
 	ips, err := net.DefaultResolver.LookupHost(ctx, u.Hostname())
 	if err != nil {
-		return nil, fault.New(fault.ResolverUnavailable, "give --resolver the name of the resolvers' headless Service", "resolver %s: %w", address, err)
+		return nil, fault.New(fault.ResolverUnavailable, "give the name of the resolvers' headless Service", "resolver %s: %w", address, err)
 	}
 	slices.Sort(ips)
 	clients := make([]*Client, len(ips))
@@ -133,12 +133,24 @@ func (c *Client) Pins(ctx context.Context) ([]lock.Document, error) {
 	return res.Sources, err
 }
 
+// Flush makes the resolver forget the images and ask for them again; one without a tag stands for all tags of its
+// repository that the resolver remembers. Each element says what happened to one reference.
+func (c *Client) Flush(ctx context.Context, images []string) ([]Flushed, error) {
+	var res FlushResponse
+	err := c.call(ctx, http.MethodPost, "/flush?"+url.Values{"image": images}.Encode(), nil, &res)
+	return res.Flushed, err
+}
+
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
-	body, err := json.Marshal(in)
-	if err != nil {
-		return err
+	var body io.Reader // none where there is nothing to say: a server that need not read sees at once that we are gone
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(data)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
 	if err != nil {
 		return err
 	}

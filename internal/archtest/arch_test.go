@@ -16,7 +16,7 @@ const module = "github.com/digestlock/digestlock/"
 // ours lists which packages of this module a package may import. One that is missing here may import none; one that
 // nobody may import is a command or a leaf nobody needs. Cmd → plugin, companion, daemon → leaves, and never back.
 var ours = map[string][]string{
-	"cmd/digestlock":           {"internal/api", "internal/cache", "internal/cli", "internal/daemon", "internal/demo", "internal/fault", "internal/image", "internal/lock", "internal/registry", "internal/render", "plugin"},
+	"cmd/digestlock":           {"internal/access", "internal/api", "internal/cache", "internal/cli", "internal/daemon", "internal/demo", "internal/fault", "internal/image", "internal/lock", "internal/registry", "internal/render", "plugin"},
 	"cmd/digestlock-companion": {"internal/api", "internal/cli", "internal/companion", "internal/fault", "internal/gitrepo"},
 
 	"bench":       {"examples", "internal/api", "internal/cli", "internal/image", "internal/lock", "internal/pin", "internal/registrytest", "internal/render"},
@@ -24,7 +24,7 @@ var ours = map[string][]string{
 
 	"plugin":             {"internal/checkout", "internal/fault", "internal/image", "internal/lock", "internal/pin", "internal/render"},
 	"internal/companion": {"internal/fault", "internal/gitrepo", "internal/image", "internal/lock"},
-	"internal/daemon":    {"internal/api", "internal/cache", "internal/fault", "internal/hook", "internal/image", "internal/lock"},
+	"internal/daemon":    {"internal/access", "internal/api", "internal/cache", "internal/fault", "internal/hook", "internal/image", "internal/lock"},
 	"internal/demo":      {"examples", "internal/api", "internal/companion", "internal/gitrepo", "internal/gitserver", "internal/registrytest"},
 
 	// Leaves. An arrow between two of them is here because one speaks in terms of the other.

@@ -146,6 +146,28 @@ func (l *Ledger) Pins() []lock.Document {
 	return docs
 }
 
+// Applications returns which Applications' last render has each image, as "project/application", sorted.
+func (l *Ledger) Applications(images []string) map[string][]string {
+	out := make(map[string][]string, len(images))
+	for _, i := range images {
+		out[i] = nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range l.entries {
+		for _, p := range d.Pins {
+			if apps, asked := out[p.Image]; asked {
+				out[p.Image] = append(apps, d.Source.Project+"/"+d.Source.Application)
+			}
+		}
+	}
+	for i, apps := range out {
+		slices.Sort(apps)
+		out[i] = slices.Compact(apps)
+	}
+	return out
+}
+
 // Len returns the number of sources.
 func (l *Ledger) Len() int {
 	l.mu.Lock()

@@ -4,8 +4,6 @@ package daemon
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,9 +19,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/digestlock/digestlock/internal/access"
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cache"
-	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
 )
@@ -53,7 +50,8 @@ type Resolver interface {
 type Options struct {
 	Resolver  Resolver
 	Ledger    *Ledger
-	TokenFile string // one bearer token a line, read again for each request; "" closes the protected routes
+	TokenFile string       // one bearer token a line, read again for each request; "" closes the protected routes
+	OIDC      *access.File // whose tokens open /flush as well; nil for nobody's
 	Log       *slog.Logger
 	Metrics   *prometheus.Registry
 
@@ -71,6 +69,8 @@ type Server struct {
 	draining atomic.Bool
 	pending  sync.WaitGroup // what later has begun
 	ended    chan struct{}
+	limits   *limits
+	shared   shared
 	flushes  prometheus.Counter
 	events   *prometheus.CounterVec
 	unsaved  prometheus.Counter
@@ -79,7 +79,7 @@ type Server struct {
 // New returns a server that is not listening yet.
 func New(o Options) *Server {
 	s := &Server{
-		o: o, ended: make(chan struct{}),
+		o: o, ended: make(chan struct{}), limits: newLimits(), shared: shared{flush: o.Resolver.Flush},
 		flushes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "digestlock_flushed_references_total", Help: "References flushed on request or by a webhook.",
 		}),
@@ -96,10 +96,12 @@ func New(o Options) *Server {
 	return s
 }
 
-// local serves the plugin, over a socket that only the pod's containers reach.
+// local serves the plugin, over a socket that only the pod's containers reach. A flush wants a token there too: the
+// plugin's container, where other people's YAML is rendered, has none.
 func (s *Server) local() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("POST /v1/resolve", s.resolve())
+	mux.Handle("POST /flush", s.flush())
 	s.open(mux)
 	return mux
 }
@@ -109,7 +111,7 @@ func (s *Server) remote() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("POST /v1/resolve", s.protected(s.resolve()))
 	mux.Handle("GET /v1/pins", s.protected(s.pins()))
-	mux.Handle("POST /flush", s.protected(s.flush()))
+	mux.Handle("POST /flush", s.flush())
 	webhook := s.webhook()
 	mux.Handle("POST /webhook/{sender}", webhook)
 	mux.Handle("POST /webhook/{sender}/{secret}", webhook)
@@ -169,6 +171,7 @@ func (s *Server) Serve(ctx context.Context, socket, tcp net.Listener) error {
 	err := g.Wait()
 	close(s.ended)
 	s.pending.Wait()
+	s.shared.wait()
 	return err
 }
 
@@ -253,76 +256,6 @@ func (s *Server) pins() http.Handler {
 		docs := s.o.Ledger.Pins()
 		answer(w, api.PinsResponse{Sources: append([]lock.Document{}, docs...)})
 	})
-}
-
-func (s *Server) flush() http.Handler {
-	const hint = "POST /flush?image=registry.example.com/team/app:latest, once per image; without tag for all tags"
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		images := r.URL.Query()["image"]
-		if len(images) == 0 || len(images) > maxImages {
-			s.refuse(w, http.StatusBadRequest, fault.New(fault.Request, hint, "%d images to flush", len(images)))
-			return
-		}
-		res := api.FlushResponse{Flushed: []api.Flushed{}}
-		targets := make([]cache.Target, len(images))
-		for i, text := range images {
-			ref, err := image.Parse(text)
-			if err == nil && ref.Digest != "" {
-				err = fmt.Errorf("image %q: a digest never changes, flush its tag", text)
-			}
-			if err != nil {
-				s.refuse(w, http.StatusBadRequest, fault.New(fault.Request, hint, "%w", err))
-				return
-			}
-			targets[i] = cache.Target{Ref: ref, EveryTag: !strings.HasSuffix(text, ":"+ref.Tag)}
-		}
-		for _, f := range s.o.Resolver.Flush(r.Context(), targets) {
-			s.flushes.Inc()
-			s.logFlush(f)
-			res.Flushed = append(res.Flushed, api.Flushed{
-				Image: f.Ref.String(), Old: f.Old, New: f.Digest, Error: api.ToProblem(f.Err),
-			})
-		}
-		answer(w, res)
-	})
-}
-
-func (s *Server) logFlush(f cache.Flushed) {
-	log := s.o.Log.With("image", f.Ref.String(), "old", f.Old)
-	if f.Err != nil {
-		log.Warn("flushed, not resolved again", "error", f.Err)
-		return
-	}
-	log.Info("flushed", "new", f.Digest)
-}
-
-// protected lets a request through that bears one of the tokens in the token file.
-func (s *Server) protected(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if s.o.TokenFile == "" {
-			s.refuse(w, http.StatusForbidden, fault.New(fault.ResolverToken, "start digestlock serve with --token-file", "no token is configured, this route is closed"))
-			return
-		}
-		tokens, err := api.Tokens(s.o.TokenFile)
-		if err != nil {
-			s.o.Log.Error("token file not read", "error", err)
-			s.refuse(w, http.StatusServiceUnavailable, errors.New("the resolver cannot read its token file"))
-			return
-		}
-		given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		if !ok || !slices.ContainsFunc(tokens, func(t string) bool { return equal(t, given) }) {
-			w.Header().Set("WWW-Authenticate", "Bearer")
-			s.refuse(w, http.StatusUnauthorized, fault.New(fault.ResolverToken, "send Authorization: Bearer and a token from the resolver's token file", "wrong or missing bearer token"))
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-// equal compares in a time that tells nothing about where, or whether in length, two tokens differ.
-func equal(a, b string) bool {
-	x, y := sha256.Sum256([]byte(a)), sha256.Sum256([]byte(b))
-	return subtle.ConstantTimeCompare(x[:], y[:]) == 1
 }
 
 // refuse answers with a problem. A client's mistake is the client's to log.

@@ -61,7 +61,7 @@ type running struct {
 	stopped   chan error
 }
 
-func run(t *testing.T) *running {
+func run(t *testing.T, change ...func(*Options)) *running {
 	t.Helper()
 	dir := t.TempDir()
 	r := &running{registry: &registry{slow: make(chan struct{})}, tokenFile: filepath.Join(dir, "token"), stopped: make(chan error, 1)}
@@ -87,10 +87,14 @@ func run(t *testing.T) *running {
 	r.address = "http://" + tcp.Addr().String()
 	c := cache.New(r.registry, cache.Options{})
 	t.Cleanup(c.Close)
-	s := New(Options{
+	o := Options{
 		Resolver: c, Ledger: r.ledger, TokenFile: r.tokenFile, Metrics: prometheus.NewRegistry(),
 		Log: slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})), WebhookSecrets: r.secrets, GoogleEmail: googleEmail,
-	})
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	s := New(o)
 	ctx, stop := context.WithCancel(context.Background())
 	r.stop = stop
 	go func() { r.stopped <- s.Serve(ctx, unix, tcp) }()
@@ -274,7 +278,7 @@ func TestBadRequests(t *testing.T) {
 		t.Errorf("bad requests caused %d look-ups", n)
 	}
 	// The plugin's socket has no door to the rest.
-	for _, path := range []string{"/v1/pins", "/metrics", "/flush"} {
+	for _, path := range []string{"/v1/pins", "/metrics"} {
 		res, err := plugin.Get("http://resolver" + path)
 		if err != nil {
 			t.Fatal(err)

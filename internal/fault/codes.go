@@ -54,6 +54,11 @@ const (
 	Webhook              Code = "webhook"        // an event that is not understood, or came too often
 	WebhookSecret        Code = "webhook-secret" // an event whose sender proves nothing
 	Request              Code = "request"        // one that no program of ours sends
+	OIDCConfig           Code = "oidc-config"
+	FlushForbidden       Code = "flush-forbidden" // a good token that may not flush this
+	RateLimited          Code = "rate-limited"
+	NotFlushed           Code = "not-flushed" // somewhere, at least
+	IDToken              Code = "id-token"    // one that CI does not hand out
 )
 
 // Git.

@@ -1,0 +1,113 @@
+package daemon
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/digestlock/digestlock/internal/access"
+	"github.com/digestlock/digestlock/internal/api"
+	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/image"
+)
+
+// caller is who may flush.
+type caller struct {
+	name string                // for the limits and the log
+	may  func(image.Ref) error // what it may flush
+}
+
+// refusal is why a request is not served, with the HTTP status that says so.
+type refusal struct {
+	status int
+	error
+}
+
+func newRefusal(status int, code fault.Code, hint, format string, args ...any) *refusal {
+	return &refusal{status, fault.New(code, hint, format, args...)}
+}
+
+// protected lets a request through that bears one of the tokens in the token file.
+func (s *Server) protected(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, no := s.byToken(r); no != nil {
+			s.deny(w, no)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (s *Server) deny(w http.ResponseWriter, no *refusal) {
+	if no.status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", "Bearer")
+	}
+	s.refuse(w, no.status, no.error)
+}
+
+// byToken returns the number of the line's token in the token file that the request bears.
+func (s *Server) byToken(r *http.Request) (int, *refusal) {
+	if s.o.TokenFile == "" {
+		return 0, newRefusal(http.StatusForbidden, fault.ResolverToken, "start digestlock serve with --token-file", "no token is configured, this route is closed")
+	}
+	tokens, err := api.Tokens(s.o.TokenFile)
+	if err != nil {
+		s.o.Log.Error("token file not read", "error", err)
+		return 0, &refusal{http.StatusServiceUnavailable, errors.New("the resolver cannot read its token file")}
+	}
+	given := bearer(r)
+	i := slices.IndexFunc(tokens, func(t string) bool { return equal(t, given) })
+	if i < 0 {
+		return 0, newRefusal(http.StatusUnauthorized, fault.ResolverToken,
+			"send Authorization: Bearer and a token from the resolver's token file", "wrong or missing bearer token")
+	}
+	return i + 1, nil
+}
+
+// flusher returns who wants to flush: the bearer of a token in the token file, who may flush everything, or of one
+// that a trusted issuer made, who may flush what the rules say.
+func (s *Server) flusher(r *http.Request) (caller, *refusal) {
+	n, no := s.byToken(r)
+	if no == nil {
+		return caller{name: fmt.Sprintf("token %d", n), may: func(image.Ref) error { return nil }}, nil
+	}
+	if s.o.OIDC == nil {
+		return caller{}, no
+	}
+	c, err := s.o.OIDC.Caller(r.Context(), bearer(r))
+	switch {
+	case err == nil:
+		return caller{name: c.Name, may: c.May}, nil
+	case errors.Is(err, access.ErrNotJWT) && s.o.TokenFile != "":
+		return caller{}, no
+	case errors.Is(err, access.ErrNotJWT):
+		return caller{}, newRefusal(http.StatusUnauthorized, fault.ResolverToken,
+			"send Authorization: Bearer and a token of an issuer in the resolver's --oidc-config", "wrong or missing bearer token")
+	case errors.Is(err, access.ErrUnavailable):
+		s.o.Log.Warn("token not checked", "error", err)
+		return caller{}, newRefusal(http.StatusServiceUnavailable, fault.ResolverUnavailable,
+			"try again; the resolver's log says why", "the resolver cannot check this token now")
+	case errors.Is(err, access.ErrForbidden):
+		return caller{}, &refusal{http.StatusForbidden, err}
+	}
+	return caller{}, &refusal{http.StatusUnauthorized, err}
+}
+
+// bearer returns the request's bearer token, "" for none, which is nobody's.
+func bearer(r *http.Request) string {
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		return ""
+	}
+	return token
+}
+
+// equal compares in a time that tells nothing about where, or whether in length, two tokens differ.
+func equal(a, b string) bool {
+	x, y := sha256.Sum256([]byte(a)), sha256.Sum256([]byte(b))
+	return subtle.ConstantTimeCompare(x[:], y[:]) == 1
+}
