@@ -44,6 +44,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	tokenFile := flags.String("token-file", "", "file with bearer tokens, one a line, read again for each request; without it /v1/pins is closed, and /flush too without --oidc-config")
 	oidcConfig := flags.String("oidc-config", "", "file with OIDC issuers and rules that say what their tokens may flush, read again when it changes (docs/flush.md)")
 	webhookSecrets := flags.String("webhook-secrets", "", "directory with a file for each registry that sends webhooks, named like its sender, with secrets, one a line, read again for each event; a sender without one is refused")
+	webhookAudience := flags.String("webhook-audience", "", "audience of the identity tokens that Google's push subscriptions send, for the senders gar and gcr; without it they are refused")
 	stateDir := flags.String("state-dir", "/var/lib/digestlock", "directory for the ledger")
 	ttl := flags.Duration("ttl", time.Minute, "use an answer this long without asking the registry again")
 	stale := flags.Duration("stale-if-error", 24*time.Hour, "use an answer this long when the registry cannot be asked; 0 is never")
@@ -86,6 +87,14 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 			return fmt.Errorf("--oidc-config: %w", err)
 		}
 	}
+	var googleEmail func(context.Context, string) (string, error)
+	if *webhookAudience != "" {
+		v, err := access.NewVerifier(access.Issuer{URL: "https://accounts.google.com", Audience: *webhookAudience})
+		if err != nil {
+			return err
+		}
+		googleEmail = v.Email
+	}
 	ledger, err := daemon.OpenLedger(*stateDir, log)
 	if err != nil {
 		return err
@@ -117,7 +126,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	log.Info("serving", "version", buildVersion, "socket", *socket, "listen", address(tcp), "sources", ledger.Len())
 	err = daemon.New(daemon.Options{
 		Resolver: lookups, Ledger: ledger, TokenFile: *tokenFile, OIDC: oidc, Log: log, Metrics: metrics,
-		WebhookSecrets: *webhookSecrets,
+		WebhookSecrets: *webhookSecrets, GoogleEmail: googleEmail,
 	}).Serve(ctx, unix, tcp)
 	log.Info("stopped")
 	return err

@@ -133,6 +133,19 @@ func (v *Verifier) Verify(ctx context.Context, raw string) (Token, error) {
 	return p.verify(ctx, raw)
 }
 
+// Email returns the address that the token in raw stands for, if its issuer has verified that. Errors are those of
+// [Verifier.Verify].
+func (v *Verifier) Email(ctx context.Context, raw string) (string, error) {
+	t, err := v.Verify(ctx, raw)
+	if err != nil {
+		return "", err
+	}
+	if t.Claim("email") == "" || t.Claim("email_verified") != "true" {
+		return "", fault.New(fault.ResolverToken, "let the token carry the email address of a service account", "token without a verified email address")
+	}
+	return t.Claim("email"), nil
+}
+
 // issuerOf reads who a token says it is from. Nothing is verified yet.
 func issuerOf(raw string) (string, error) {
 	parts := strings.Split(raw, ".")

@@ -276,3 +276,27 @@ func TestClaim(t *testing.T) {
 		}
 	}
 }
+
+// TestEmail: an address counts when the issuer has verified it, as Google does for service accounts.
+func TestEmail(t *testing.T) {
+	t.Parallel()
+	i, issuer := listen(t)
+	v := newVerifier(t, issuer)
+	const address = "push@acme.iam.gserviceaccount.com"
+	for _, tt := range []struct {
+		claims claims
+		want   string
+	}{
+		{claims{"email": address, "email_verified": true}, address},
+		{claims{"email": address, "email_verified": false}, ""},
+		{claims{"email": address}, ""},
+		{claims{"email_verified": true}, ""},
+		{claims{"email": address, "email_verified": true, "aud": "somebody-else"}, ""},
+		{claims{"email": address, "email_verified": true, "exp": ago(time.Hour)}, ""},
+	} {
+		got, err := v.Email(t.Context(), i.Token(tt.claims))
+		if got != tt.want || (err == nil) != (tt.want != "") {
+			t.Errorf("Email(%v) = %q, %v, want %q", tt.claims, got, err, tt.want)
+		}
+	}
+}

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/digestlock/digestlock/internal/access"
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cache"
 	"github.com/digestlock/digestlock/internal/fault"
@@ -198,9 +199,13 @@ func (s *Server) authenticate(ctx context.Context, sender string, req hook.Reque
 	}
 	if s.o.GoogleEmail == nil {
 		return http.StatusForbidden, fault.New(fault.WebhookSecret,
-			"call POST /flush from your CI, or leave it to the TTL", "this resolver does not check Google's identity tokens, this route is closed")
+			"start digestlock serve with --webhook-audience, the audience of the push subscription", "this resolver does not check Google's identity tokens, this route is closed")
 	}
 	email, err := s.o.GoogleEmail(ctx, strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer "))
+	if errors.Is(err, access.ErrUnavailable) {
+		s.o.Log.Warn("token not checked", "error", err)
+		return http.StatusServiceUnavailable, errors.New("the resolver cannot check this token now")
+	}
 	if err != nil {
 		return http.StatusUnauthorized, err
 	}
