@@ -37,6 +37,7 @@ type Result struct {
 	Digest     string    `json:"digest,omitempty"`
 	ResolvedAt time.Time `json:"resolvedAt,omitzero"`
 	Stale      bool      `json:"stale,omitempty"`
+	Cached     bool      `json:"cached,omitempty"` // resolvers before it came never set it
 	Error      *Problem  `json:"error,omitempty"`
 }
 
@@ -86,7 +87,7 @@ var kinds = []struct {
 
 // ToResult puts a resolution on the wire.
 func ToResult(r image.Resolution) Result {
-	out := Result{Image: r.Ref.String(), Digest: r.Digest, ResolvedAt: r.At, Stale: r.Stale}
+	out := Result{Image: r.Ref.String(), Digest: r.Digest, ResolvedAt: r.At, Stale: r.Stale, Cached: r.Cached}
 	if r.Err != nil {
 		out.Digest, out.ResolvedAt, out.Error = "", time.Time{}, ToProblem(r.Err)
 	}
@@ -109,7 +110,7 @@ func ToProblem(err error) *Problem {
 
 // resolution is the way back from [ToResult]. An answer that is neither a digest nor an error is an error.
 func (r Result) resolution(ref image.Ref) image.Resolution {
-	out := image.Resolution{Ref: ref, Digest: r.Digest, At: r.ResolvedAt, Stale: r.Stale}
+	out := image.Resolution{Ref: ref, Digest: r.Digest, At: r.ResolvedAt, Stale: r.Stale, Cached: r.Cached}
 	switch {
 	case r.Error != nil:
 		out.Digest, out.Err = "", r.Error.err()

@@ -65,7 +65,7 @@ func TestErrorsSurviveTheWire(t *testing.T) {
 			t.Errorf("%v came back as %v with hint %q", in.Err, out.Err, fault.Hint(out.Err))
 		}
 	}
-	in := image.Resolution{Ref: refs(t)[0], Digest: digest, At: time.Now(), Stale: true}
+	in := image.Resolution{Ref: refs(t)[0], Digest: digest, At: time.Now(), Stale: true, Cached: true}
 	if diff := cmp.Diff(in, ToResult(in).resolution(in.Ref)); diff != "" {
 		t.Errorf("answer (-want +got):\n%s", diff)
 	}

@@ -78,7 +78,7 @@ type entry struct {
 
 // answer is what the entry says about ref, which differs from its own only in how the name is written.
 func (e *entry) answer(ref image.Ref, stale bool) image.Resolution {
-	return image.Resolution{Ref: ref, Digest: e.digest, At: e.at, Err: e.err, Stale: stale}
+	return image.Resolution{Ref: ref, Digest: e.digest, At: e.at, Err: e.err, Stale: stale, Cached: true}
 }
 
 // flight is one lookup under way. Its result may be read once done is closed.

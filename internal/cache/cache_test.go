@@ -95,16 +95,16 @@ func one(ctx context.Context, t *testing.T, c *Cache) image.Resolution {
 func TestFreshness(t *testing.T) {
 	t.Parallel()
 	bubble(t, Options{TTL: time.Minute, StaleIfError: time.Hour}, func(t *testing.T, u *upstream, c *Cache) {
-		if r := one(t.Context(), t, c); r.Digest != old || r.Stale {
+		if r := one(t.Context(), t, c); r.Digest != old || r.Stale || r.Cached {
 			t.Fatalf("first look = %+v, want %s", r, old)
 		}
 		u.set(server, cur, nil)
 		time.Sleep(59 * time.Second)
-		if r := one(t.Context(), t, c); r.Digest != old || u.count() != 1 {
+		if r := one(t.Context(), t, c); r.Digest != old || !r.Cached || u.count() != 1 {
 			t.Errorf("within the TTL = %+v after %d lookups, want the remembered digest after 1", r, u.count())
 		}
 		time.Sleep(time.Second)
-		if r := one(t.Context(), t, c); r.Digest != cur || u.count() != 2 {
+		if r := one(t.Context(), t, c); r.Digest != cur || r.Cached || u.count() != 2 {
 			t.Errorf("after the TTL = %+v after %d lookups, want the new digest after 2", r, u.count())
 		}
 		u.set(server, "", fmt.Errorf("%w: 503", image.ErrUnavailable))

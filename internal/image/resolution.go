@@ -22,5 +22,6 @@ type Resolution struct {
 	Digest string    // "sha256:…"; "" exactly when Err is set
 	At     time.Time // when the registry was asked: the digest is no older than this
 	Stale  bool      // the last known answer, older than it should be: the registry cannot be asked, or is being asked
+	Cached bool      // from memory: the registry was not asked for this answer
 	Err    error     // wraps ErrNotFound, ErrUnauthorized or ErrUnavailable, without repeating the reference
 }
