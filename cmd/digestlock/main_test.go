@@ -46,6 +46,7 @@ func TestScripts(t *testing.T) {
 			"http":     request,
 			"webhook":  webhook,
 			"oneline":  oneline,
+			"terminal": terminal,
 			"expand":   expand,
 			"flood":    flood,
 			"issuer":   issue,
@@ -93,10 +94,10 @@ func push(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[1], registryOf(ts).Push(args[0], "latest"))
 }
 
-// misbehave is fault TARGET hang|STATUS makes the registry misbehave for a repository.
+// misbehave is fault TARGET hang|STATUS|none makes the registry misbehave for a repository, or behave again.
 func misbehave(ts *testscript.TestScript, _ bool, args []string) {
 	f := registrytest.Fault{Hang: args[1] == "hang"}
-	if !f.Hang {
+	if !f.Hang && args[1] != "none" {
 		status, err := strconv.Atoi(args[1])
 		ts.Check(err)
 		f.Status = status

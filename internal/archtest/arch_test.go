@@ -58,6 +58,8 @@ var theirs = map[string][]string{
 	"golang.org/x/net":                                     {"internal/registry"},
 	"golang.org/x/time":                                    {"internal/access", "internal/daemon", "internal/registry"},
 	"github.com/spf13/pflag":                               {"internal/cli"},
+	"golang.org/x/term":                                    {"internal/cli"},
+	"github.com/creack/pty":                                {},
 	"go.yaml.in/yaml":                                      {"internal/access", "internal/lock", "internal/pin", "internal/render"},
 	"github.com/prometheus/client_golang":                  {"internal/cache", "internal/daemon", "internal/registry", "cmd/digestlock"},
 	"github.com/cenkalti/backoff":                          {"internal/companion", "internal/registry"},

@@ -20,6 +20,7 @@ import (
 // Env is everything of the process that a command may touch.
 type Env struct {
 	Lookup         func(string) (string, bool) // as os.LookupEnv
+	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 }
 
@@ -48,7 +49,7 @@ func Main(p Program) {
 	// A second signal ends the process at once, because stop restores the default.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
-	code := p.Run(ctx, Env{Lookup: os.LookupEnv, Stdout: os.Stdout, Stderr: os.Stderr}, os.Args[1:])
+	code := p.Run(ctx, Env{Lookup: os.LookupEnv, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}, os.Args[1:])
 	stop()
 	os.Exit(code)
 }
@@ -63,7 +64,11 @@ func (p Program) Run(ctx context.Context, env Env, args []string) int {
 	case err == nil, errors.Is(err, pflag.ErrHelp):
 		return 0
 	default:
-		_, _ = io.WriteString(env.Stderr, fault.Text(p.Name, err))
+		text := fault.Text(p.Name, err)
+		if env.Colours(env.Stderr) {
+			text = paint(p.Name, text)
+		}
+		_, _ = io.WriteString(env.Stderr, text)
 		if _, ok := errors.AsType[*usageError](err); ok {
 			return 2
 		}
