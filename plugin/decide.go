@@ -25,8 +25,9 @@ type Decider string
 const (
 	ByLock     Decider = "lock"
 	ByHold     Decider = "hold"     // the lock, because the tag stands at the digest that its hold rejects
-	ByResolver Decider = "registry" // asked now or within the resolver's TTL
-	ByStale    Decider = "stale"    // the resolver's last known answer, because the registry cannot be asked
+	ByResolver Decider = "registry" // asked now
+	ByCache    Decider = "cache"    // the resolver's memory, within its TTL
+	ByStale    Decider = "stale"    // the resolver's last known answer, because the registry cannot be asked, or is being asked
 )
 
 // Decision is the digest of one image and where it came from, or why there is none.
@@ -36,6 +37,10 @@ type Decision struct {
 	By     Decider
 	At     time.Time // when the registry was asked
 	Err    error
+
+	Locked   string // the digest in the lock, "" when that has none
+	Unasked  error  // why the registry could not say, where the lock's digest stands in for its answer
+	Rejected string // by the hold, where it decided: what the tag stands for now
 }
 
 // errNoPin is what an image gets that the lock alone was to decide, and does not name.
@@ -50,7 +55,7 @@ func (r Render) decide(ctx context.Context, refs []image.Ref, locked *lock.Docum
 	var open []*Decision // theirs
 	for i, ref := range refs {
 		p, ok := locked.Find(ref.String())
-		out[i] = Decision{Image: ref.String(), Digest: p.Digest, By: ByLock, At: p.ResolvedAt}
+		out[i] = Decision{Image: ref.String(), Digest: p.Digest, By: ByLock, At: p.ResolvedAt, Locked: p.Digest}
 		switch {
 		case ok && !live:
 			pins = append(pins, p)
@@ -63,27 +68,45 @@ func (r Render) decide(ctx context.Context, refs []image.Ref, locked *lock.Docum
 	if len(ask) == 0 {
 		return out
 	}
+	r.progress(fmt.Sprintf("resolving images: %d", len(ask)))
 	for i, res := range r.ask(ctx, pins, ask) {
-		p, ok := locked.Find(res.Ref.String())
-		switch d := open[i]; {
-		case res.Err != nil && ok: // the lock's answer stands
-		case res.Err != nil:
-			*d = Decision{Image: d.Image, Err: res.Err}
-		case p.Hold != nil && p.Hold.Rejected == res.Digest:
-			d.By = ByHold
-		default:
-			*d = Decision{Image: d.Image, Digest: res.Digest, By: ByResolver, At: res.At}
-			if res.Stale {
-				d.By = ByStale
-			}
-		}
+		p, _ := locked.Find(open[i].Image)
+		open[i].answer(res, p.Hold)
 	}
 	return out
 }
 
+// answer takes what the resolver said about an image, which the lock may know.
+func (d *Decision) answer(res image.Resolution, hold *lock.Hold) {
+	switch {
+	case res.Err != nil && d.Locked != "":
+		d.Unasked = res.Err
+	case res.Err != nil:
+		*d = Decision{Image: d.Image, Err: res.Err}
+	case hold != nil && hold.Rejected == res.Digest:
+		d.By, d.Rejected = ByHold, res.Digest
+	default:
+		d.Digest, d.By, d.At = res.Digest, decider(res), res.At
+	}
+}
+
+func decider(res image.Resolution) Decider {
+	switch {
+	case res.Stale:
+		return ByStale
+	case res.Cached:
+		return ByCache
+	}
+	return ByResolver
+}
+
 // ask returns one resolution per reference, in the same order, whatever the resolver does.
 func (r Render) ask(ctx context.Context, pins []lock.Pin, refs []image.Ref) []image.Resolution {
-	results, err := r.Resolver.Resolve(ctx, r.Source, pins, refs)
+	source := r.Source
+	if r.DryRun {
+		source = nil
+	}
+	results, err := r.Resolver.Resolve(ctx, source, pins, refs)
 	if err == nil && len(results) != len(refs) {
 		err = fmt.Errorf("%d answers to %d references", len(results), len(refs))
 	}
@@ -110,8 +133,8 @@ func (r Render) atTip() bool {
 // report tells the resolver's ledger about a render that was decided by its lock alone. The render is right without
 // that, so that a resolver that is away or slow is none of its business.
 func (r Render) report(ctx context.Context, decisions []Decision) {
-	if r.Source == nil || r.Settings.Mode == Locked || slices.ContainsFunc(decisions, func(d Decision) bool { return d.By != ByLock }) {
-		return // nobody to report, nothing to do with the resolver, or the resolver was asked and knows
+	if r.Source == nil || r.DryRun || r.Settings.Mode == Locked || slices.ContainsFunc(decisions, func(d Decision) bool { return d.By != ByLock }) {
+		return // nobody to report to or not to be reported, nothing to do with the resolver, or the resolver was asked and knows
 	}
 	pins := make([]lock.Pin, len(decisions))
 	for i, d := range decisions {
@@ -157,7 +180,7 @@ func failures(decisions []Decision) error {
 func remedy(err error) (fault.Code, string) {
 	switch {
 	case errors.Is(err, errNoPin):
-		return fault.NotLocked, "render the overlay in mode follow so that the companion adds the pin, or write it into " + lock.FileName
+		return fault.NotLocked, "render the overlay in mode follow, and not --offline, so that the companion adds the pin, or write it into " + lock.FileName
 	case errors.Is(err, image.ErrNotFound):
 		return fault.ImageNotFound, "push the image, or correct its name or tag; a private repository looks missing to a resolver without credentials for it"
 	case errors.Is(err, image.ErrUnauthorized):

@@ -2,8 +2,12 @@ package plugin
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"time"
 
+	"github.com/digestlock/digestlock/internal/image"
+	"github.com/digestlock/digestlock/internal/lock"
 	"github.com/digestlock/digestlock/internal/pin"
 )
 
@@ -14,6 +18,9 @@ type Row struct {
 	Value      string     `json:"value"`                // as written
 	Image      string     `json:"image,omitempty"`      // normalised
 	Digest     string     `json:"digest,omitempty"`     // what it is rendered with
+	Rendered   string     `json:"rendered,omitempty"`   // what a render writes, which ends in the digest
+	Locked     string     `json:"locked,omitempty"`     // the digest in digest-lock.yaml
+	Rejected   string     `json:"rejected,omitempty"`   // where the tag stands now, which a hold rejects
 	DecidedBy  Decider    `json:"decidedBy,omitempty"`  // where the digest came from
 	ResolvedAt *time.Time `json:"resolvedAt,omitempty"` // when the registry was asked
 	Skipped    string     `json:"skipped,omitempty"`    // why it is not pinned
@@ -22,8 +29,9 @@ type Row struct {
 
 // Explanation is what a render would do, and why.
 type Explanation struct {
-	Rows     []Row    `json:"rows"` // in the order of the output
-	Warnings []string `json:"warnings,omitempty"`
+	Rows     []Row      `json:"rows"`             // in the order of the output
+	Unused   []lock.Pin `json:"unused,omitempty"` // pins of the lock that nothing renders
+	Warnings []string   `json:"warnings,omitempty"`
 }
 
 // Failed reports whether a render would fail.
@@ -36,30 +44,44 @@ func (e Explanation) Failed() bool {
 	return false
 }
 
-// Explain decides as Generate does, reports to nobody, and tells each decision. Unlike Generate it does not stop at an
-// image that cannot be resolved.
+// Explain decides as Generate does, has nothing recorded, and tells each decision. Unlike Generate it does not stop at
+// an image that cannot be resolved.
 func (r Render) Explain(ctx context.Context) (Explanation, error) {
-	r.Source = nil
-	_, plan, decisions, err := r.plan(ctx)
+	r.DryRun = true
+	p, err := r.plan(ctx)
 	if err != nil {
 		return Explanation{}, err
 	}
-	byImage := make(map[string]Decision, len(decisions))
-	for _, d := range decisions {
+	byImage := make(map[string]Decision, len(p.decisions))
+	for _, d := range p.decisions {
 		byImage[d.Image] = d
 	}
 	e := Explanation{Rows: []Row{}}
-	for _, u := range plan.Uses() {
-		e.Rows = append(e.Rows, row(u, byImage))
+	for _, u := range p.pins.Uses() {
+		e.Rows = append(e.Rows, row(u, byImage, r.Settings.PinFormat))
 	}
-	for _, job := range plan.Jobs() {
-		e.Warnings = append(e.Warnings, job+" is pinned, and a Job is immutable: its sync fails once the digest moves. "+
-			"Make it an Argo CD hook, let it be replaced, or give parameter exclude-kinds: [Job]")
+	if p.lock != nil {
+		e.Unused = slices.DeleteFunc(slices.Clone(p.lock.Pins), func(pin lock.Pin) bool { return byImage[pin.Image].Image != "" })
 	}
+	e.Warnings = warnings(p)
 	return e, nil
 }
 
-func row(u pin.Use, decisions map[string]Decision) Row {
+func warnings(p planned) []string {
+	var out []string
+	for _, d := range p.decisions {
+		if d.Unasked != nil {
+			out = append(out, fmt.Sprintf("%s: %s decides, because the registry cannot be asked: %v", d.Image, lock.FileName, d.Unasked))
+		}
+	}
+	for _, job := range p.pins.Jobs() {
+		out = append(out, job+" is pinned, and a Job is immutable: its sync fails once the digest moves. "+
+			"Make it an Argo CD hook, let it be replaced, or give parameter exclude-kinds: [Job]")
+	}
+	return out
+}
+
+func row(u pin.Use, decisions map[string]Decision, format pin.Format) Row {
 	out := Row{Object: u.Object, Field: u.Field, Value: u.Value, Image: u.Image, Skipped: u.Skipped}
 	if u.Skipped != "" {
 		return out
@@ -69,6 +91,9 @@ func row(u pin.Use, decisions map[string]Decision) Row {
 		out.Error = d.Err.Error()
 		return out
 	}
-	out.Digest, out.DecidedBy, out.ResolvedAt = d.Digest, d.By, &d.At
+	if ref, err := image.Parse(u.Value); err == nil {
+		out.Rendered = format.Pinned(ref, d.Digest)
+	}
+	out.Digest, out.DecidedBy, out.ResolvedAt, out.Locked, out.Rejected = d.Digest, d.By, &d.At, d.Locked, d.Rejected
 	return out
 }

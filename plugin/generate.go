@@ -68,7 +68,7 @@ func summarise(decisions []Decision, jobs []string) Summary {
 		case ByStale:
 			s.Stale++
 			s.Resolved++
-		case ByResolver:
+		case ByResolver, ByCache:
 			s.Resolved++
 		}
 	}
@@ -88,7 +88,11 @@ type Render struct {
 	Dir      string
 	Settings Settings
 	Source   *lock.Source // nil outside of Argo CD
-	Resolver Resolver     // asked only for images that the lock does not decide
+	Resolver Resolver     // asked only for images that the lock does not decide, so that mode locked needs none
+
+	Manifests io.Reader    // what somebody else rendered, pinned in place of an overlay; the lock is still the one in Dir
+	DryRun    bool         // the resolver is asked as ever, and records nothing of this render
+	Progress  func(string) // told, unless nil, what the render is busy with
 }
 
 // Result is what a render gave.
@@ -100,51 +104,85 @@ type Result struct {
 
 // Generate renders the overlay. All mutable references are pinned, or there is an error and no manifests.
 func (r Render) Generate(ctx context.Context) (Result, error) {
-	out, plan, decisions, err := r.plan(ctx)
+	p, err := r.plan(ctx)
 	if err != nil {
 		return Result{}, err
 	}
-	if err := failures(decisions); err != nil {
+	if err := failures(p.decisions); err != nil {
 		return Result{}, err
 	}
-	digests := make(map[string]string, len(decisions))
-	for _, d := range decisions {
+	digests := make(map[string]string, len(p.decisions))
+	for _, d := range p.decisions {
 		digests[d.Image] = d.Digest
 	}
-	if err := plan.Apply(digests, r.Settings.PinFormat); err != nil {
+	if err := p.pins.Apply(digests, r.Settings.PinFormat); err != nil {
 		return Result{}, err
 	}
 	var reporting sync.WaitGroup
 	defer reporting.Wait()
-	reporting.Go(func() { r.report(ctx, decisions) }) // while the output is written
-	manifests, err := out.YAML()
-	return Result{Manifests: manifests, Summary: summarise(decisions, plan.Jobs()), Decisions: decisions}, err
+	reporting.Go(func() { r.report(ctx, p.decisions) }) // while the output is written
+	manifests, err := p.output.YAML()
+	return Result{Manifests: manifests, Summary: summarise(p.decisions, p.pins.Jobs()), Decisions: p.decisions}, err
+}
+
+// planned is a render that is decided and not written yet.
+type planned struct {
+	output    *render.Output
+	lock      *lock.Document // nil when there is none
+	pins      *pin.Plan
+	decisions []Decision // one per image of pins, in its order
 }
 
 // plan renders the overlay, finds its images and decides on them.
-func (r Render) plan(ctx context.Context) (*render.Output, *pin.Plan, []Decision, error) {
-	out, err := render.Build(ctx, r.Dir, r.Settings.Build)
+func (r Render) plan(ctx context.Context) (planned, error) {
+	out, err := r.build(ctx)
 	if err != nil {
-		return nil, nil, nil, err
+		return planned{}, err
 	}
 	locked, err := readLock(r.Dir)
 	if err != nil {
-		return nil, nil, nil, err
+		return planned{}, err
 	}
 	objects := out.Objects()
 	if len(objects) == 0 && !r.Settings.AllowEmpty {
-		return nil, nil, nil, fault.New(fault.NoObjects, "give parameter allow-empty: \"true\" if that is what you want",
-			"the overlay renders no objects, and Argo CD would delete what runs")
+		return planned{}, r.noObjects()
 	}
 	policy := r.Settings.Policy
 	for _, f := range out.ImageFields() {
 		policy.Fields = append(slices.Clip(policy.Fields), pin.Field{Group: f.Group, Version: f.Version, Kind: f.Kind, Path: f.Path})
 	}
-	plan, err := pin.New(objects, policy)
+	pins, err := pin.New(objects, policy)
 	if err != nil {
-		return nil, nil, nil, err
+		return planned{}, err
 	}
-	return out, plan, r.decide(ctx, plan.Images(), locked), nil
+	return planned{out, locked, pins, r.decide(ctx, pins.Images(), locked)}, nil
+}
+
+func (r Render) build(ctx context.Context) (*render.Output, error) {
+	if r.Manifests != nil {
+		r.progress("reading manifests from stdin")
+		if !r.Settings.Build.Edits.None() {
+			return nil, fault.New(fault.Parameter, "give them to what renders: parameters such as namespace change a kustomize overlay",
+				"manifests on stdin keep all but their images, and the parameters change more")
+		}
+		return render.Read(ctx, r.Manifests)
+	}
+	r.progress("rendering")
+	return render.Build(ctx, r.Dir, r.Settings.Build)
+}
+
+func (r Render) noObjects() error {
+	const hint = "give parameter allow-empty: \"true\" if that is what you want"
+	if r.Manifests != nil {
+		return fault.New(fault.NoObjects, "see whether the command in front of the pipe failed; "+hint, "stdin holds no objects, and Argo CD would delete what runs")
+	}
+	return fault.New(fault.NoObjects, hint, "the overlay renders no objects, and Argo CD would delete what runs")
+}
+
+func (r Render) progress(text string) {
+	if r.Progress != nil {
+		r.Progress(text)
+	}
 }
 
 // readLock returns the lock beside the overlay, nil when there is none. A link is refused: its target may be any

@@ -48,7 +48,11 @@ func TestLive(t *testing.T) {
 			w := world{t: t, dir: dir}
 			w.write(".git/refs/remotes/origin/main", tt.tip+"\n")
 		}
-		r := resolverFunc(func(_ context.Context, _ *lock.Source, _ []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {
+		dry := false
+		r := resolverFunc(func(_ context.Context, source *lock.Source, _ []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {
+			if (source == nil) != dry {
+				t.Errorf("%s: dry run %v, source %v", tt.name, dry, source)
+			}
 			if tt.name == "resolver down" {
 				return nil, tt.err
 			}
@@ -60,13 +64,17 @@ func TestLive(t *testing.T) {
 		})
 		s := Defaults()
 		s.Mode = Live
-		got, err := Render{dir, s, &lock.Source{Repository: "r", TargetRevision: "main", Revision: revision}, r}.Generate(t.Context())
-		if err != nil {
-			t.Errorf("%s: %v", tt.name, err)
-			continue
-		}
-		if d := got.Decisions[0]; d.Digest != tt.want || d.By != tt.by || !strings.Contains(string(got.Manifests), "@"+tt.want) {
-			t.Errorf("%s: decided %+v, want %s by %s", tt.name, d, tt.want, tt.by)
+		for _, dry = range []bool{false, true} {
+			got, err := Render{
+				Dir: dir, Settings: s, Source: &lock.Source{Repository: "r", TargetRevision: "main", Revision: revision}, Resolver: r, DryRun: dry,
+			}.Generate(t.Context())
+			if err != nil {
+				t.Errorf("%s: %v", tt.name, err)
+				continue
+			}
+			if d := got.Decisions[0]; d.Digest != tt.want || d.By != tt.by || !strings.Contains(string(got.Manifests), "@"+tt.want) {
+				t.Errorf("%s: decided %+v, want %s by %s", tt.name, d, tt.want, tt.by)
+			}
 		}
 	}
 }

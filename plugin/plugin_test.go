@@ -197,7 +197,7 @@ func TestReportsWhatItRendered(t *testing.T) {
 		return out, nil
 	})
 	source := &lock.Source{Application: "app", Revision: "3f2c1ab"}
-	got, err := Render{overlay(t, files), Defaults(), source, r}.Generate(t.Context())
+	got, err := Render{Dir: overlay(t, files), Settings: Defaults(), Source: source, Resolver: r}.Generate(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,13 +210,13 @@ func TestReportsWhatItRendered(t *testing.T) {
 
 	files["pod.yaml"] = strings.Split(pod, "  - image: ghcr.io/acme/b")[0]
 	calls = 0
-	if _, err := (Render{overlay(t, files), Defaults(), source, r}).Generate(t.Context()); err != nil || calls != 1 {
+	if _, err := (Render{Dir: overlay(t, files), Settings: Defaults(), Source: source, Resolver: r}).Generate(t.Context()); err != nil || calls != 1 {
 		t.Errorf("render from the lock: %v, reported %d times, want once", err, calls)
 	}
 	failing := resolverFunc(func(context.Context, *lock.Source, []lock.Pin, []image.Ref) ([]image.Resolution, error) {
 		return nil, errors.New("away")
 	})
-	if _, err := (Render{overlay(t, files), Defaults(), source, failing}).Generate(t.Context()); err != nil {
+	if _, err := (Render{Dir: overlay(t, files), Settings: Defaults(), Source: source, Resolver: failing}).Generate(t.Context()); err != nil {
 		t.Errorf("render from the lock without a resolver: %v", err)
 	}
 }
@@ -232,7 +232,7 @@ func TestNothingWithoutEveryDigest(t *testing.T) {
 			return out, nil
 		})
 		files := map[string]string{"kustomization.yaml": "resources: [pod.yaml]\n", "pod.yaml": pod}
-		got, err := Render{overlay(t, files), Defaults(), nil, r}.Generate(t.Context())
+		got, err := Render{Dir: overlay(t, files), Settings: Defaults(), Resolver: r}.Generate(t.Context())
 		if err == nil || got.Manifests != nil {
 			t.Errorf("%s: rendered %q, %v, want an error and nothing", name, got.Manifests, err)
 		}

@@ -36,6 +36,7 @@ type overlay struct {
 	timeout           time.Duration
 	enableHelm        bool
 	helm              string
+	offline           bool
 }
 
 // overlayFlags adds the flags of an overlay.
@@ -62,14 +63,19 @@ func overlayFlags(flags *cli.Flags) *overlay {
 	o.registries = registryFlags(flags)
 	flags.BoolVar(&o.enableHelm, "enable-helm", false, "operator's permission to inflate helm charts that are in the repository; helm runs with the rights of this process")
 	flags.StringVar(&o.helm, "helm-command", "/usr/local/bin/helm", "absolute path of the helm binary, with --enable-helm")
+	flags.BoolVar(&o.offline, "offline", false, "ask neither resolver nor registry: "+lock.FileName+" decides, in any mode, and an image that it lacks is an error")
 	flags.DurationVar(&o.timeout, "timeout", defaultTimeout, "give up after this long; keep it below Argo CD's own limit of 60s")
 	return o
 }
 
-// render returns the render that the flags, the arguments and the Application's parameters ask for, and its context.
-func (o *overlay) render(ctx context.Context, env cli.Env, args []string) (plugin.Render, context.Context, context.CancelFunc, error) {
-	r := plugin.Render{Dir: ".", Settings: o.settings}
-	if len(args) == 1 {
+// render returns the render that the flags, the arguments and the Application's parameters ask for, and its context. Who
+// calls it calls end before printing anything.
+func (o *overlay) render(ctx context.Context, env cli.Env, args []string) (r plugin.Render, _ context.Context, end func(), err error) {
+	r = plugin.Render{Dir: ".", Settings: o.settings, Source: plugin.Source(env.Getenv)}
+	switch {
+	case len(args) == 1 && args[0] == "-":
+		r.Manifests = env.Stdin
+	case len(args) == 1:
 		r.Dir = args[0]
 	}
 	if err := r.Settings.Read(env.Getenv("ARGOCD_APP_PARAMETERS")); err != nil {
@@ -85,14 +91,19 @@ func (o *overlay) render(ctx context.Context, env cli.Env, args []string) (plugi
 		o.helm = ""
 	}
 	r.Settings = r.Settings.Surround(env.Getenv, o.helm)
-	resolver, err := o.resolver()
-	if err != nil {
+	if o.offline {
+		r.Settings.Mode = plugin.Locked
+	} else if r.Resolver, err = o.resolver(); err != nil {
 		return r, nil, nil, err
 	}
-	r.Resolver = resolver
 	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout, fault.New(fault.Deadline,
 		"see what took so long in front of this; --timeout must stay below Argo CD's own limit", "no result within --timeout=%v", o.timeout))
-	return r, ctx, cancel, nil
+	progress := env.Progress("digestlock")
+	r.Progress = progress.Say
+	return r, ctx, func() {
+		progress.Done()
+		cancel()
+	}, nil
 }
 
 func (o *overlay) resolver() (plugin.Resolver, error) {

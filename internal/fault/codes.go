@@ -27,6 +27,7 @@ const (
 	TooLarge          Code = "too-large" // of an overlay, or of a repository
 	YAMLAlias         Code = "yaml-alias"
 	NoObjects         Code = "no-objects"
+	Manifests         Code = "manifests" // on stdin, that cannot be read or not be changed where they stand
 	BadReference      Code = "bad-reference"
 	WouldFail         Code = "would-fail" // explain found what a render would fail on
 )

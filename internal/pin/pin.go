@@ -23,6 +23,14 @@ const (
 	DigestOnly   Format = "digest" // name@sha256:…
 )
 
+// Pinned returns ref with digest, under the name that its author wrote.
+func (f Format) Pinned(ref image.Ref, digest string) string {
+	if f == DigestOnly {
+		return ref.Name + "@" + digest
+	}
+	return ref.Name + ":" + ref.Tag + "@" + digest
+}
+
 // maxQuote bounds how much of an invalid value an error repeats, so that one value cannot hide the others.
 const maxQuote = 80
 
@@ -94,11 +102,7 @@ func (p *Plan) Apply(digests map[string]string, format Format) error {
 		}
 	}
 	for _, f := range p.fields {
-		f.node.Value = f.ref.Name
-		if format != DigestOnly {
-			f.node.Value += ":" + f.ref.Tag
-		}
-		f.node.Value += "@" + digests[f.ref.String()]
+		f.node.Value = format.Pinned(f.ref, digests[f.ref.String()])
 	}
 	return nil
 }

@@ -68,7 +68,8 @@ func (d *disk) apply(e Edits, dir string) error {
 	return d.expand(name, edited)
 }
 
-func (e Edits) none() bool {
+// None reports whether they change nothing.
+func (e Edits) None() bool {
 	return e.NamePrefix == "" && e.NameSuffix == "" && e.Namespace == "" && len(e.Images)+len(e.Replicas)+len(e.Labels)+
 		len(e.Annotations)+len(e.Patches)+len(e.Components) == 0
 }

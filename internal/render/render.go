@@ -34,9 +34,10 @@ const KustomizeVersion = "v5.8.2"
 // errRemote is what a kustomization gets for naming anything outside its repository.
 var errRemote = errors.New("names a remote base or file")
 
-// Output is the result of one build. It is not safe for concurrent use.
+// Output is what one build rendered, or one [Read] found. It is not safe for concurrent use.
 type Output struct {
-	resources      resmap.ResMap
+	objects        []*yaml.Node
+	encode         func() ([]byte, error)
 	configurations map[string][]byte
 	maxBytes       int
 }
@@ -72,7 +73,7 @@ func buildWithin(ctx context.Context, dir string, o Options, l limits) (*Output,
 	}
 	d := newDisk(jail(dir), l)
 	d.helm = o.Helm.Command != ""
-	if !o.Edits.none() {
+	if !o.Edits.None() {
 		if err := d.apply(o.Edits, dir); fault.CodeOf(err) == fault.Parameter {
 			return nil, err
 		} else if err != nil {
@@ -93,24 +94,26 @@ func buildWithin(ctx context.Context, dir string, o Options, l limits) (*Output,
 		if r.err != nil {
 			return nil, explain(r.err, dir, d)
 		}
-		return &Output{resources: r.m, configurations: d.configurations, maxBytes: l.output}, nil
+		return &Output{objects: objects(r.m), encode: r.m.AsYaml, configurations: d.configurations, maxBytes: l.output}, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("kustomize build: %w", context.Cause(ctx))
 	}
 }
 
-// Objects returns the rendered objects, in output order. Changes to a node show in YAML.
-func (o *Output) Objects() []*yaml.Node {
-	nodes := make([]*yaml.Node, 0, o.resources.Size())
-	for _, r := range o.resources.Resources() {
+func objects(m resmap.ResMap) []*yaml.Node {
+	nodes := make([]*yaml.Node, 0, m.Size())
+	for _, r := range m.Resources() {
 		nodes = append(nodes, r.YNode())
 	}
 	return nodes
 }
 
-// YAML returns the objects as one multi-document stream, the bytes "kustomize build" prints.
+// Objects returns the objects, in output order. Changes to a scalar's value show in YAML.
+func (o *Output) Objects() []*yaml.Node { return o.objects }
+
+// YAML returns the objects as one multi-document stream: the bytes "kustomize build" prints, or those that were read.
 func (o *Output) YAML() ([]byte, error) {
-	data, err := o.resources.AsYaml()
+	data, err := o.encode()
 	if err == nil && len(data) > o.maxBytes {
 		return nil, fault.New(fault.TooLarge, "render less at once: split the overlay into several Applications",
 			"the overlay renders %d bytes, %d are the limit", len(data), o.maxBytes)
