@@ -19,6 +19,7 @@ import (
 	"github.com/argoproj/argo-cd/v3/util/cli"
 	"github.com/distribution/distribution/v3/registry"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
+	helmcmd "helm.sh/helm/v4/pkg/cmd"
 )
 
 // Names under which the test binary starts itself to be another program. Argo CD's own binary picks its component the
@@ -26,12 +27,14 @@ import (
 const (
 	asCMPServer = "argocd-cmp-server"
 	asRegistry  = "registry"
+	asHelm      = "helm"
 )
 
-// kustomizeVersion is the linker flag of the Makefile without which kustomize does not know its version.
-const kustomizeVersion = "-X sigs.k8s.io/kustomize/api/provenance.version=v5.8.2"
+// kustomizeVersion is the linker flag of the Makefile without which kustomize does not know its version, to be appended.
+const kustomizeVersion = "-X sigs.k8s.io/kustomize/api/provenance.version="
 
-// binDir holds digestlock and digestlock-companion, built once by TestMain and only read afterwards.
+// binDir holds digestlock, digestlock-companion and a helm, made once by TestMain, and the kustomize CLIs, made by the
+// first test that needs them.
 var binDir string
 
 func TestMain(m *testing.M) {
@@ -42,6 +45,8 @@ func TestMain(m *testing.M) {
 	case asRegistry:
 		exitWithParent()
 		registry.RootCmd.Execute()
+	case asHelm:
+		helm()
 	default:
 		os.Exit(run(m))
 	}
@@ -57,6 +62,18 @@ func exitWithParent() {
 	}()
 }
 
+// helm is helm's own main function.
+func helm() {
+	cmd, err := helmcmd.NewRootCmd(os.Stdout, os.Args[1:], helmcmd.SetupLogging)
+	if err == nil {
+		err = cmd.Execute()
+	}
+	if err != nil {
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
 // run builds what is tested, sets up the environment all tests share and runs them.
 func run(m *testing.M) int {
 	if _, err := exec.LookPath("git"); err != nil {
@@ -70,10 +87,18 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 
-	build := exec.Command("go", "build", "-ldflags", kustomizeVersion, "-o", dir+string(filepath.Separator), "./cmd/digestlock", "./cmd/digestlock-companion")
+	build := exec.Command("go", "build", "-ldflags", kustomizeVersion+linked.version, "-o", dir+string(filepath.Separator), "./cmd/digestlock", "./cmd/digestlock-companion")
 	build.Dir = ".." // the program's own go.mod, not ours
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "e2e: build digestlock: %v\n%s", err, out)
+		return 1
+	}
+	self, err := os.Executable()
+	if err == nil {
+		err = os.Symlink(self, filepath.Join(dir, asHelm))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 1
 	}
 	binDir = dir
