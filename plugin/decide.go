@@ -106,6 +106,9 @@ func (r Render) ask(ctx context.Context, pins []lock.Pin, refs []image.Ref) []im
 	if r.DryRun {
 		source = nil
 	}
+	if source == nil && r.Project != "" {
+		source = &lock.Source{Project: r.Project}
+	}
 	results, err := r.Resolver.Resolve(ctx, source, pins, refs)
 	if err == nil && len(results) != len(refs) {
 		err = fmt.Errorf("%d answers to %d references", len(results), len(refs))

@@ -21,8 +21,9 @@ import (
 	"github.com/digestlock/digestlock/internal/render"
 )
 
-// Resolver answers with the digest of each reference, in the same order. A source, where given, is that of a render
-// which is complete once all of refs are resolved; locked are the pins that its lock decided.
+// Resolver answers with the digest of each reference, in the same order. A source, where given, says whose credentials
+// to use; where it has a repository, it is that of a render which is complete once all of refs are resolved, and locked
+// are the pins that its lock decided.
 type Resolver interface {
 	Resolve(ctx context.Context, source *lock.Source, locked []lock.Pin, refs []image.Ref) ([]image.Resolution, error)
 }
@@ -33,7 +34,7 @@ const streamed = "streamed"
 // Source returns what Argo CD says it renders, nil outside of Argo CD and for a local diff.
 func Source(getenv func(string) string) *lock.Source {
 	s := &lock.Source{
-		Project:        getenv("ARGOCD_APP_PROJECT_NAME"),
+		Project:        Project(getenv),
 		Application:    getenv("ARGOCD_APP_NAME"),
 		Repository:     getenv("ARGOCD_APP_SOURCE_REPO_URL"),
 		TargetRevision: getenv("ARGOCD_APP_SOURCE_TARGET_REVISION"),
@@ -49,6 +50,9 @@ func Source(getenv func(string) string) *lock.Source {
 	}
 	return s
 }
+
+// Project returns the project that Argo CD renders for, and "" outside of Argo CD.
+func Project(getenv func(string) string) string { return getenv("ARGOCD_APP_PROJECT_NAME") }
 
 // Summary counts what a render did, in distinct images.
 type Summary struct {
@@ -87,8 +91,9 @@ func (s Summary) String() string {
 type Render struct {
 	Dir      string
 	Settings Settings
-	Source   *lock.Source // nil outside of Argo CD
+	Source   *lock.Source // what the ledger is told; nil outside of Argo CD
 	Resolver Resolver     // asked only for images that the lock does not decide, so that mode locked needs none
+	Project  string       // Argo CD's, whose registry credentials are used; "" outside of Argo CD
 
 	Manifests io.Reader    // what somebody else rendered, pinned in place of an overlay; the lock is still the one in Dir
 	DryRun    bool         // the resolver is asked as ever, and records nothing of this render

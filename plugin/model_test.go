@@ -79,7 +79,7 @@ func (w *world) write(name, content string) {
 }
 
 // Resolve is the registry behind the cache.
-func (w *world) Resolve(_ context.Context, refs []image.Ref) []image.Resolution {
+func (w *world) Resolve(_ context.Context, _ string, refs []image.Ref) []image.Resolution {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	out := make([]image.Resolution, len(refs))
@@ -153,7 +153,7 @@ func (w *world) companion() {
 		if err != nil {
 			w.t.Fatal(err)
 		}
-		if res := w.cache.Resolve(w.t.Context(), []image.Ref{r})[0]; res.Err == nil {
+		if res := w.cache.Resolve(w.t.Context(), "", []image.Ref{r})[0]; res.Err == nil {
 			seen = append(seen, lock.Pin{Image: i, Digest: res.Digest, ResolvedAt: res.At.UTC().Truncate(time.Second)})
 		}
 	}
@@ -172,7 +172,7 @@ func (w *world) say(format string, args ...any) {
 type resolver struct{ *cache.Cache }
 
 func (r resolver) Resolve(ctx context.Context, _ *lock.Source, _ []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {
-	return r.Cache.Resolve(ctx, refs), nil
+	return r.Cache.Resolve(ctx, "", refs), nil
 }
 
 var imageField = regexp.MustCompile(`image: (\S+)`)

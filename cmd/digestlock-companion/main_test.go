@@ -128,7 +128,7 @@ type registry struct {
 	digest string
 }
 
-func (r *registry) Resolve(_ context.Context, refs []image.Ref) []image.Resolution {
+func (r *registry) Resolve(_ context.Context, _ string, refs []image.Ref) []image.Resolution {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var out []image.Resolution

@@ -31,6 +31,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/digestlock/digestlock/internal/cache"
+	"github.com/digestlock/digestlock/internal/credentials"
 	"github.com/digestlock/digestlock/internal/daemon"
 	"github.com/digestlock/digestlock/internal/lock"
 	"github.com/digestlock/digestlock/internal/registry"
@@ -324,8 +325,8 @@ func (s *stack) serve(t *testing.T, o registry.Options) {
 // password is what every registry is told.
 type password struct{}
 
-func (password) Resolve(authn.Resource) (authn.Authenticator, error) {
-	return &authn.Basic{Username: "u", Password: "p"}, nil
+func (password) Find(_ context.Context, _, registry, _ string) (credentials.Login, error) {
+	return credentials.Login{Auth: authn.AuthConfig{Username: "u", Password: "p"}, Hint: "check the credentials for " + registry}, nil
 }
 
 // certificate returns one that signs itself and is valid until then, or was.

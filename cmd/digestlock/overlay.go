@@ -11,6 +11,7 @@ import (
 
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cli"
+	"github.com/digestlock/digestlock/internal/credentials"
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
@@ -33,6 +34,7 @@ type overlay struct {
 	allowed           []plugin.Mode
 	server, tokenFile string
 	registries        *registry.Options // for asking them directly
+	credentials       credentials.Options
 	timeout           time.Duration
 	enableHelm        bool
 	helm              string
@@ -64,6 +66,7 @@ func overlayFlags(flags *cli.Flags) *overlay {
 	flags.BoolVar(&o.enableHelm, "enable-helm", false, "operator's permission to inflate helm charts that are in the repository; helm runs with the rights of this process")
 	flags.StringVar(&o.helm, "helm-command", "/usr/local/bin/helm", "absolute path of the helm binary, with --enable-helm")
 	flags.BoolVar(&o.offline, "offline", false, "ask neither resolver nor registry: "+lock.FileName+" decides, in any mode, and an image that it lacks is an error")
+	credentialsFlags(flags, &o.credentials)
 	flags.DurationVar(&o.timeout, "timeout", defaultTimeout, "give up after this long; keep it below Argo CD's own limit of 60s")
 	return o
 }
@@ -71,7 +74,7 @@ func overlayFlags(flags *cli.Flags) *overlay {
 // render returns the render that the flags, the arguments and the Application's parameters ask for, and its context. Who
 // calls it calls end before printing anything.
 func (o *overlay) render(ctx context.Context, env cli.Env, args []string) (r plugin.Render, _ context.Context, end func(), err error) {
-	r = plugin.Render{Dir: ".", Settings: o.settings, Source: plugin.Source(env.Getenv)}
+	r = plugin.Render{Dir: ".", Settings: o.settings, Source: plugin.Source(env.Getenv), Project: plugin.Project(env.Getenv)}
 	switch {
 	case len(args) == 1 && args[0] == "-":
 		r.Manifests = env.Stdin
@@ -108,7 +111,12 @@ func (o *overlay) render(ctx context.Context, env cli.Env, args []string) (r plu
 
 func (o *overlay) resolver() (plugin.Resolver, error) {
 	if o.server == "" {
-		return direct{registry.New(*o.registries)}, nil
+		keychain, err := newKeychain(o.credentials)
+		if err != nil {
+			return nil, err
+		}
+		o.registries.Keychain = keychain
+		return direct{registry.New(*o.registries), keychain}, nil
 	}
 	token, err := api.Token(o.tokenFile)
 	if err != nil {
@@ -133,11 +141,18 @@ func parseModes(list string) ([]plugin.Mode, error) {
 }
 
 // direct asks the registries from this process. There is no ledger to report to.
-type direct struct{ registry *registry.Client }
+type direct struct {
+	registry *registry.Client
+	keychain *credentials.Keychain
+}
 
-func (d direct) Resolve(ctx context.Context, _ *lock.Source, _ []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {
+func (d direct) Resolve(ctx context.Context, source *lock.Source, _ []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {
 	if ctx.Err() != nil {
 		return nil, errors.Join(image.ErrUnavailable, context.Cause(ctx))
 	}
-	return d.registry.Resolve(ctx, refs), nil
+	scope := ""
+	if source != nil {
+		scope = d.keychain.Scope(source.Project)
+	}
+	return d.registry.Resolve(ctx, scope, refs), nil
 }

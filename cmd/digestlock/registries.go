@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"github.com/digestlock/digestlock/internal/cli"
+	"github.com/digestlock/digestlock/internal/credentials"
 	"github.com/digestlock/digestlock/internal/registry"
 )
 
@@ -32,4 +33,20 @@ func addHosts(l *registry.Hosts) func(string) error {
 		}
 		return l.Check()
 	}
+}
+
+// credentialsFlags adds the flags that say where registry credentials come from.
+func credentialsFlags(flags *cli.Flags, o *credentials.Options) {
+	flags.StringVar(&o.Dir, "credentials-dir", "",
+		"directory with PROJECT/config.json for one Argo CD project and default/config.json for all; in place of DOCKER_CONFIG")
+	flags.StringSliceVar(&o.Clouds, "cloud-credentials", nil, "identities of this process to log in to their registries with, of "+
+		strings.Join(credentials.Clouds(), ", ")+", where no config.json has an entry (default none)")
+}
+
+func newKeychain(o credentials.Options) (*credentials.Keychain, error) {
+	k, err := credentials.New(o)
+	if err != nil {
+		return nil, cli.Usage("for example: --cloud-credentials google,ecr", "--cloud-credentials: %w", err)
+	}
+	return k, nil
 }

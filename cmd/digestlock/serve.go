@@ -20,6 +20,7 @@ import (
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cache"
 	"github.com/digestlock/digestlock/internal/cli"
+	"github.com/digestlock/digestlock/internal/credentials"
 	"github.com/digestlock/digestlock/internal/daemon"
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/registry"
@@ -29,7 +30,7 @@ const serveUsage = `[FLAGS]
 
 Runs the resolver: it looks tags up in their registries for "digestlock generate", remembers the answers, and keeps a
 ledger of what was rendered for the companion. It runs in a container of its own beside the plugin, with the registry
-credentials (DOCKER_CONFIG) that the plugin must not have.
+credentials (DOCKER_CONFIG, --credentials-dir, --cloud-credentials) that the plugin must not have.
 
 On the socket:  POST /v1/resolve
 On TCP:         GET /healthz /readyz /metrics, with a bearer token POST /v1/resolve and GET /v1/pins, and with a secret of
@@ -53,6 +54,8 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	size := flags.Int("cache-size", 10_000, "references to remember")
 	timeout := flags.Duration("lookup-timeout", 10*time.Second, "give a registry this long for one reference")
 	registries := registryFlags(flags)
+	var where credentials.Options
+	credentialsFlags(flags, &where)
 	level := slog.LevelInfo
 	flags.TextVar(&level, "log-level", level, "`level`: debug, info, warn or error")
 	if _, err := flags.Parse(env, args, 0); err != nil {
@@ -68,6 +71,10 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	}
 	if *stale == 0 {
 		*stale = -1 // to the cache, 0 is the default
+	}
+	keychain, err := newKeychain(where)
+	if err != nil {
+		return err
 	}
 	log := slog.New(slog.NewJSONHandler(env.Stderr, &slog.HandlerOptions{Level: level}))
 	if *tokenFile != "" {
@@ -101,7 +108,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	}
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	registries.Timeout, registries.Registerer = *timeout, metrics
+	registries.Keychain, registries.Timeout, registries.Registerer = keychain, *timeout, metrics
 	lookups := cache.New(
 		registry.New(*registries),
 		cache.Options{
@@ -125,7 +132,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	}
 	log.Info("serving", "version", buildVersion, "socket", *socket, "listen", address(tcp), "sources", ledger.Len())
 	err = daemon.New(daemon.Options{
-		Resolver: lookups, Ledger: ledger, TokenFile: *tokenFile, OIDC: oidc, Log: log, Metrics: metrics,
+		Resolver: lookups, Scope: keychain.Scope, Ledger: ledger, TokenFile: *tokenFile, OIDC: oidc, Log: log, Metrics: metrics,
 		WebhookSecrets: *webhookSecrets, GoogleEmail: googleEmail,
 	}).Serve(ctx, unix, tcp)
 	log.Info("stopped")

@@ -18,8 +18,9 @@ import (
 // MaxBody bounds a request's body, in bytes.
 const MaxBody = 16 << 20
 
-// ResolveRequest asks for the digests of Images. With a Source it is the report of a render as well: once all Images
-// are resolved, the ledger keeps them together with Locked, what the lock had decided, as that source's pins.
+// ResolveRequest asks for the digests of Images, with the credentials of the Source's project. With a Source that has a
+// repository it is the report of a render as well: once all Images are resolved, the ledger keeps them together with
+// Locked, what the lock had decided, as that source's pins.
 type ResolveRequest struct {
 	Source *lock.Source `json:"source,omitempty"`
 	Images []string     `json:"images"` // full references, as image.Ref.String gives them

@@ -101,8 +101,8 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 // String returns the address.
 func (c *Client) String() string { return c.name }
 
-// Resolve asks for the digests of refs, in the same order. Source and locked, where given, are the report of a
-// complete render, see [ResolveRequest]. The error is about the resolver itself; what happened to a reference is in
+// Resolve asks for the digests of refs, in the same order. Source and locked, where given, say whose credentials to use
+// and are the report of a complete render, see [ResolveRequest]. The error is about the resolver itself; what happened to a reference is in
 // its Resolution.
 func (c *Client) Resolve(ctx context.Context, source *lock.Source, locked []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {
 	req := ResolveRequest{Source: source, Locked: locked, Images: make([]string, len(refs))}

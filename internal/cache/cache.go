@@ -8,6 +8,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,9 +24,10 @@ import (
 	"github.com/digestlock/digestlock/internal/image"
 )
 
-// Resolver looks references up where the truth is. It returns one Resolution per reference, in the same order.
+// Resolver looks references up where the truth is, with the credentials of a scope. It returns one Resolution per
+// reference, in the same order.
 type Resolver interface {
-	Resolve(ctx context.Context, refs []image.Ref) []image.Resolution
+	Resolve(ctx context.Context, scope string, refs []image.Ref) []image.Resolution
 }
 
 // Options bound what is remembered and for how long. Zero values mean the default given with each field.
@@ -55,8 +57,8 @@ type Cache struct {
 	refreshes prometheus.Counter
 
 	mu         sync.Mutex
-	entries    *lru.Cache[string, *entry]
-	flights    map[string]*flight
+	entries    *lru.Cache[key, *entry]
+	flights    map[key]*flight
 	refreshing map[string]bool // registries whose entries are being refreshed
 	closed     bool
 
@@ -65,9 +67,13 @@ type Cache struct {
 	cancel  context.CancelFunc
 }
 
+// key is a reference as one credential scope sees it: a scope must never learn what only another may read.
+type key struct{ scope, image string }
+
 // entry is the last answer for one reference: a digest or a refusal, never a temporary error. It is guarded by Cache.mu
 // and changed in place, so that only callers, and no refresh, make it recently used.
 type entry struct {
+	scope  string
 	ref    image.Ref
 	digest string
 	err    error
@@ -83,12 +89,15 @@ func (e *entry) answer(ref image.Ref, stale bool) image.Resolution {
 
 // flight is one lookup under way. Its result may be read once done is closed.
 type flight struct {
+	scope   string
 	ref     image.Ref
 	done    chan struct{}
 	result  image.Resolution
 	asked   bool // guarded by Cache.mu: for a caller, and not only to refresh
 	flushed bool // guarded by Cache.mu: a flush came after the lookup began, so that its answer may be the old one
 }
+
+func (f *flight) key() key { return key{f.scope, f.ref.String()} }
 
 // New returns a cache in front of backend. Close it to end its lookups and to wait for them.
 func New(backend Resolver, o Options) *Cache {
@@ -97,12 +106,12 @@ func New(backend Resolver, o Options) *Cache {
 	o.NegativeTTL = orDefault(o.NegativeTTL, 10*time.Second)
 	o.StaleIfError = orDefault(o.StaleIfError, 24*time.Hour)
 	o.Timeout = orDefault(o.Timeout, 15*time.Second)
-	entries, err := lru.New[string, *entry](o.Size)
+	entries, err := lru.New[key, *entry](o.Size)
 	if err != nil {
 		panic(err) // only for a size below one
 	}
 	c := &Cache{
-		backend: backend, o: o, entries: entries, flights: map[string]*flight{}, refreshing: map[string]bool{},
+		backend: backend, o: o, entries: entries, flights: map[key]*flight{}, refreshing: map[string]bool{},
 		lookups: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "digestlock_cache_lookups_total",
 			Help: "References asked for, by how they were answered: hit, miss (a lookup was started), shared (a lookup was under way), stale (at once, and looked up again).",
@@ -141,26 +150,26 @@ func (c *Cache) Close() {
 	c.running.Wait()
 }
 
-// Resolve returns one Resolution per reference, in the same order. An answer younger than the TTL is used as it is.
+// Resolve returns one Resolution per reference, in the same order, as the scope sees it. An answer younger than the TTL is used as it is.
 // Where asking fails, or need not be waited for, the last known digest is used, marked stale. No answer is older than a
 // [Cache.Flush] of its reference that returned before Resolve was called.
-func (c *Cache) Resolve(ctx context.Context, refs []image.Ref) []image.Resolution {
+func (c *Cache) Resolve(ctx context.Context, scope string, refs []image.Ref) []image.Resolution {
 	out := make([]image.Resolution, len(refs))
 	waits := make([]*flight, len(refs))
 	c.mu.Lock()
 	var start []*flight
 	for i, ref := range refs {
-		key := ref.String()
-		e, is := c.use(key)
+		k := key{scope, ref.String()}
+		e, is := c.use(k)
 		if is == fresh {
 			c.lookups.WithLabelValues("hit").Inc()
 			out[i] = e.answer(ref, false)
 			continue
 		}
-		f, shared := c.flights[key]
+		f, shared := c.flights[k]
 		if !shared {
-			f = &flight{ref: ref, done: make(chan struct{})}
-			c.flights[key] = f
+			f = &flight{scope: scope, ref: ref, done: make(chan struct{})}
+			c.flights[k] = f
 			start = append(start, f)
 		}
 		f.asked = true
@@ -196,9 +205,9 @@ const (
 	fresh                    // to answer with
 )
 
-// use returns the entry of key and what it is good for, and notes that a caller asked. The caller holds mu.
-func (c *Cache) use(key string) (*entry, freshness) {
-	e, ok := c.entries.Get(key)
+// use returns the entry of k and what it is good for, and notes that a caller asked. The caller holds mu.
+func (c *Cache) use(k key) (*entry, freshness) {
+	e, ok := c.entries.Get(k)
 	if !ok {
 		return nil, expired
 	}
@@ -213,7 +222,7 @@ func (c *Cache) use(key string) (*entry, freshness) {
 	return e, expired
 }
 
-// launch starts the lookups, one call of the backend per registry: a registry that does not answer delays nobody
+// launch starts the lookups, of one scope, one call of the backend per registry: a registry that does not answer delays nobody
 // else's references, and the backend sees all repositories that need a token at once. The caller holds mu.
 func (c *Cache) launch(flights []*flight) {
 	byRegistry := map[string][]*flight{}
@@ -223,7 +232,7 @@ func (c *Cache) launch(flights []*flight) {
 	for _, fs := range byRegistry {
 		if c.closed {
 			for _, f := range fs {
-				delete(c.flights, f.ref.String())
+				delete(c.flights, f.key())
 				f.result = image.Resolution{Ref: f.ref, Err: fmt.Errorf("%w: the resolver is shutting down", image.ErrUnavailable)}
 				close(f.done)
 			}
@@ -233,6 +242,7 @@ func (c *Cache) launch(flights []*flight) {
 	}
 }
 
+// fly looks references up that have one scope and one registry.
 func (c *Cache) fly(flights []*flight) {
 	ctx, cancel := context.WithTimeoutCause(c.ctx, c.o.Timeout, fmt.Errorf("no answer within %v", c.o.Timeout))
 	defer cancel()
@@ -241,7 +251,7 @@ func (c *Cache) fly(flights []*flight) {
 	for i, f := range flights {
 		refs[i] = f.ref
 	}
-	results := c.backend.Resolve(ctx, refs)
+	results := c.backend.Resolve(ctx, flights[0].scope, refs)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i, f := range flights {
@@ -258,22 +268,21 @@ func (c *Cache) land(f *flight, r image.Resolution) {
 	if f.flushed {
 		return // those who wait ask again, see wait
 	}
-	key := f.ref.String()
-	delete(c.flights, key)
-	e, known := c.entries.Peek(key)
+	delete(c.flights, f.key())
+	e, known := c.entries.Peek(f.key())
 	if r.Err != nil && !errors.Is(r.Err, image.ErrNotFound) && !errors.Is(r.Err, image.ErrUnauthorized) {
 		if known {
 			e.due = c.due(time.Now())
 		}
-		f.result = c.orStale(r)
+		f.result = c.orStale(f.scope, r)
 		return
 	}
 	if !known && !f.asked {
 		return // evicted while it was refreshed: those in use come first
 	}
 	if !known {
-		e = &entry{ref: f.ref}
-		c.entries.Add(key, e)
+		e = &entry{scope: f.scope, ref: f.ref}
+		c.entries.Add(f.key(), e)
 	}
 	e.digest, e.err, e.at, e.due = r.Digest, r.Err, r.At, c.due(r.At)
 	if f.asked {
@@ -283,8 +292,8 @@ func (c *Cache) land(f *flight, r image.Resolution) {
 
 // orStale replaces a temporary error by the last known digest, if there is one that is not too old. The caller holds
 // mu.
-func (c *Cache) orStale(r image.Resolution) image.Resolution {
-	e, ok := c.entries.Peek(r.Ref.String())
+func (c *Cache) orStale(scope string, r image.Resolution) image.Resolution {
+	e, ok := c.entries.Peek(key{scope, r.Ref.String()})
 	if !ok || e.err != nil || time.Since(e.at) > c.o.StaleIfError {
 		return r
 	}
@@ -297,13 +306,13 @@ func (c *Cache) wait(ctx context.Context, f *flight) image.Resolution {
 	case <-ctx.Done():
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.orStale(image.Resolution{Ref: f.ref, Err: fmt.Errorf("%w: %w", image.ErrUnavailable, context.Cause(ctx))})
+		return c.orStale(f.scope, image.Resolution{Ref: f.ref, Err: fmt.Errorf("%w: %w", image.ErrUnavailable, context.Cause(ctx))})
 	}
 	c.mu.Lock()
 	flushed := f.flushed
 	c.mu.Unlock()
 	if flushed {
-		return c.Resolve(ctx, []image.Ref{f.ref})[0]
+		return c.Resolve(ctx, f.scope, []image.Ref{f.ref})[0]
 	}
 	return f.result
 }
@@ -320,82 +329,141 @@ type Flushed struct {
 	Old string // the digest known before, or ""
 }
 
-// Flush forgets what is known about the targets, then asks again for all of them at once, and returns both answers
-// for each reference, in the order of the targets. Look-ups that were under way cannot bring the old digest back. An
-// answer that cannot be had is in the Resolution's Err, and the reference stays forgotten: no stale answer is used.
+// Flush forgets what is known about the targets in every scope, then asks again for all of them at once, in each scope
+// that knew them, and returns both answers for each reference, in the order of the targets. Look-ups that were under
+// way cannot bring the old digest back. An answer that cannot be had is in the Resolution's Err, and the reference
+// stays forgotten: no stale answer is used. Of several scopes' answers the first with a digest is returned.
 func (c *Cache) Flush(ctx context.Context, targets []Target) []Flushed {
-	out, _ := c.forget(targets)
-	refs := make([]image.Ref, len(out))
-	for i, f := range out {
-		refs[i] = f.Ref
+	out, known := c.forget(targets)
+	asked := map[int]bool{}
+	for _, indices := range known {
+		for _, i := range indices {
+			asked[i] = true
+		}
 	}
-	for i, r := range c.Resolve(ctx, refs) {
-		out[i].Resolution = r
+	for i := range out {
+		if !asked[i] {
+			known[""] = append(known[""], i)
+		}
 	}
+	c.resolveAgain(ctx, known, out)
 	return out
 }
 
 // Invalidate forgets as [Cache.Flush] does and waits for nothing. It begins to ask again for those references that were
 // remembered or being looked up, which it returns: what is said about an image that nobody uses costs no request.
 func (c *Cache) Invalidate(targets []Target) []image.Ref {
-	_, known := c.forget(targets)
+	out, known := c.forget(targets)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	c.Resolve(ctx, known) // look-ups outlive a caller who does not wait
-	return known
+	c.resolveAgain(ctx, known, out) // look-ups outlive a caller who does not wait
+	var refs []image.Ref
+	for i, f := range out {
+		for _, indices := range known {
+			if slices.Contains(indices, i) {
+				refs = append(refs, f.Ref)
+				break
+			}
+		}
+	}
+	return refs
+}
+
+// resolveAgain resolves what each scope knew, as indices into out, and sets each Resolution to that of the first scope
+// that has a digest.
+func (c *Cache) resolveAgain(ctx context.Context, known map[string][]int, out []Flushed) {
+	scopes := slices.Sorted(maps.Keys(known))
+	results := make([][]image.Resolution, len(scopes))
+	var wg sync.WaitGroup
+	for s, scope := range scopes {
+		refs := make([]image.Ref, len(known[scope]))
+		for n, i := range known[scope] {
+			refs[n] = out[i].Ref
+		}
+		wg.Go(func() { results[s] = c.Resolve(ctx, scope, refs) })
+	}
+	wg.Wait()
+	for s, scope := range scopes {
+		for n, i := range known[scope] {
+			if r := results[s][n]; out[i].Digest == "" && (out[i].Err == nil || r.Err == nil) {
+				out[i].Resolution = r
+			}
+		}
+	}
 }
 
 // forget drops the entries of the targets and disowns their look-ups under way. It returns all references that the
-// targets name, with their old digests, and those of them that were known.
-func (c *Cache) forget(targets []Target) (all []Flushed, known []image.Ref) {
+// targets name, with their old digests, and by scope those of them that were known, as indices.
+func (c *Cache) forget(targets []Target) (all []Flushed, known map[string][]int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var refs []image.Ref
+	scopes := c.scopes()
 	for _, t := range targets {
+		refs := []image.Ref{t.Ref}
 		if t.EveryTag {
-			refs = append(refs, c.tags(t.Ref)...)
-		} else {
-			refs = append(refs, t.Ref)
+			refs = tags(scopes, t.Ref)
+		}
+		for _, r := range refs {
+			all = append(all, Flushed{Resolution: image.Resolution{Ref: r}})
 		}
 	}
-	for _, r := range refs {
-		key := r.String()
-		forgotten := Flushed{Resolution: image.Resolution{Ref: r}}
-		e, remembered := c.entries.Peek(key)
-		if remembered {
-			forgotten.Old = e.digest
-		}
-		c.entries.Remove(key)
-		f, flying := c.flights[key]
-		if flying {
-			f.flushed = true
-			delete(c.flights, key)
-		}
-		all = append(all, forgotten)
-		if remembered || flying {
-			known = append(known, r)
+	known = map[string][]int{}
+	for i := range all {
+		name := all[i].Ref.String()
+		for _, scope := range scopes[name] {
+			all[i].Old = cmp.Or(all[i].Old, c.drop(key{scope, name}))
+			known[scope] = append(known[scope], i)
 		}
 	}
 	return all, known
 }
 
-// tags returns every reference to ref's repository that is remembered or being looked up, sorted. The caller holds mu.
-func (c *Cache) tags(ref image.Ref) []image.Ref {
+// drop drops the entry of k, and disowns a look-up under way. It returns the digest, or "". The caller holds mu.
+func (c *Cache) drop(k key) (digest string) {
+	if e, ok := c.entries.Peek(k); ok {
+		digest = e.digest
+	}
+	c.entries.Remove(k)
+	if f, ok := c.flights[k]; ok {
+		f.flushed = true
+		delete(c.flights, k)
+	}
+	return digest
+}
+
+// scopes returns the scopes, sorted, in which each reference is remembered or being looked up. The caller holds mu.
+func (c *Cache) scopes() map[string][]string {
+	found := map[key]bool{}
+	for _, k := range c.entries.Keys() {
+		found[k] = true
+	}
+	for k := range c.flights {
+		found[k] = true
+	}
+	known := map[string][]string{}
+	for k := range found {
+		known[k.image] = append(known[k.image], k.scope)
+	}
+	for _, scopes := range known {
+		slices.Sort(scopes)
+	}
+	return known
+}
+
+// tags returns every known reference to ref's repository, sorted.
+func tags(known map[string][]string, ref image.Ref) []image.Ref {
 	prefix := ref.Registry + "/" + ref.Repository + ":"
-	found := map[string]bool{}
-	for _, key := range c.entries.Keys() {
-		found[key] = strings.HasPrefix(key, prefix)
-	}
-	for key := range c.flights {
-		found[key] = strings.HasPrefix(key, prefix)
-	}
-	var out []image.Ref
-	for _, key := range slices.Sorted(maps.Keys(found)) {
-		if found[key] {
-			r := ref
-			r.Tag = strings.TrimPrefix(key, prefix)
-			out = append(out, r)
+	var names []string
+	for name := range known {
+		if strings.HasPrefix(name, prefix) {
+			names = append(names, name)
 		}
+	}
+	slices.Sort(names)
+	out := make([]image.Ref, len(names))
+	for i, name := range names {
+		out[i] = ref
+		out[i].Tag = strings.TrimPrefix(name, prefix)
 	}
 	return out
 }

@@ -25,7 +25,7 @@ type upstream struct {
 	hang   string // registry that never answers
 }
 
-func (u *upstream) Resolve(ctx context.Context, refs []image.Ref) []image.Resolution {
+func (u *upstream) Resolve(ctx context.Context, _ string, refs []image.Ref) []image.Resolution {
 	u.mu.Lock()
 	delay, hang := u.delay, u.hang
 	out := make([]image.Resolution, len(refs))
@@ -89,7 +89,7 @@ func bubble(t *testing.T, o Options, f func(t *testing.T, u *upstream, c *Cache)
 
 func one(ctx context.Context, t *testing.T, c *Cache) image.Resolution {
 	t.Helper()
-	return c.Resolve(ctx, []image.Ref{ref(t, server)})[0]
+	return c.Resolve(ctx, "", []image.Ref{ref(t, server)})[0]
 }
 
 func TestFreshness(t *testing.T) {
@@ -193,7 +193,7 @@ func TestSilentRegistryDelaysNobodyElse(t *testing.T) {
 		start := time.Now()
 		refs := []image.Ref{ref(t, "silent.example.com/a"), ref(t, server)}
 		done := make(chan image.Resolution, 1)
-		go func() { done <- c.Resolve(t.Context(), refs)[0] }()
+		go func() { done <- c.Resolve(t.Context(), "", refs)[0] }()
 		synctest.Wait()
 		if r := one(t.Context(), t, c); r.Digest != old || time.Since(start) != 0 {
 			t.Errorf("other registry = %+v after %v, want an answer at once", r, time.Since(start))
@@ -229,7 +229,7 @@ func TestFlushOfRepository(t *testing.T) {
 	bubble(t, Options{}, func(t *testing.T, u *upstream, c *Cache) {
 		for _, s := range []string{server, "ghcr.io/acme/server:main", "ghcr.io/acme/server-2:latest"} {
 			u.set(s, old, nil)
-			c.Resolve(t.Context(), []image.Ref{ref(t, s)})
+			c.Resolve(t.Context(), "", []image.Ref{ref(t, s)})
 		}
 		var got []string
 		for _, f := range c.Flush(t.Context(), []Target{{Ref: ref(t, "ghcr.io/acme/server"), EveryTag: true}}) {
@@ -270,7 +270,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	bubble(t, Options{Size: 2}, func(t *testing.T, u *upstream, c *Cache) {
 		for _, s := range []string{"a", "b", "c"} {
 			u.set("index.docker.io/library/"+s+":latest", old, nil)
-			c.Resolve(t.Context(), []image.Ref{ref(t, s)})
+			c.Resolve(t.Context(), "", []image.Ref{ref(t, s)})
 		}
 		if n := c.entries.Len(); n != 2 {
 			t.Errorf("%d entries, want 2", n)

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,12 +36,25 @@ type world struct {
 type tag struct {
 	history  []push
 	gone     bool
-	flushed  int       // the clock when the last acknowledged flush began
-	flushing int       // flushes under way
-	epoch    int       // counts beginnings and ends of flushes: a lookup counts within one of them only
-	flying   int       // lookups under way that began in this epoch
-	last     time.Time // when the last lookup began that was answered, in this epoch
-	wait     time.Duration
+	flushed  int // the clock when the last acknowledged flush began
+	flushing int // flushes under way
+	epoch    int // counts beginnings and ends of flushes: a lookup counts within one of them only
+	looks    map[string]*looks
+}
+
+// looks are what was asked of one tag in one scope, in this epoch.
+type looks struct {
+	flying int       // lookups under way
+	last   time.Time // when the last lookup began that was answered
+	wait   time.Duration
+}
+
+// scopes are the credentials that callers have. The registry serves each its own digests.
+var scopes = []string{"", "a", "b"}
+
+// seen returns a digest as the registry serves it to a scope, given any scope's.
+func seen(scope, digest string) string {
+	return "sha256:" + cmp.Or(scope, "0") + digest[len("sha256:")+1:]
 }
 
 // push is one digest of a tag; it stood until the next push.
@@ -61,7 +75,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 	for _, s := range []string{server, "ghcr.io/acme/server:main", "ghcr.io/acme/worker:latest", "nginx:latest"} {
 		r := ref(t, s)
 		w.refs = append(w.refs, r)
-		w.tags[r.String()] = &tag{}
+		w.tags[r.String()] = &tag{looks: map[string]*looks{"": {}, "a": {}, "b": {}}}
 		w.push(r)
 	}
 	w.o = Options{
@@ -98,20 +112,20 @@ func (w *world) push(r image.Ref) {
 	defer w.mu.Unlock()
 	w.clock++
 	tag := w.tags[r.String()]
-	digest := fmt.Sprintf("sha256:%016x%048x", w.rand.Uint64(), w.clock)
+	digest := seen("", fmt.Sprintf("sha256:%016x%048x", w.rand.Uint64(), w.clock))
 	tag.history, tag.gone = append(tag.history, push{digest, w.clock, time.Now()}), false
 }
 
 // Resolve is the registry. It reads the tags at one moment of a lookup that takes a while.
-func (w *world) Resolve(ctx context.Context, refs []image.Ref) []image.Resolution {
+func (w *world) Resolve(ctx context.Context, scope string, refs []image.Ref) []image.Resolution {
 	start := time.Now()
-	epochs := w.ask(refs, start)
+	epochs := w.ask(scope, refs, start)
 	err := w.pause(ctx)
 	out := make([]image.Resolution, len(refs))
 	w.mu.Lock()
 	for i, r := range refs {
 		tag := w.tags[r.String()]
-		out[i] = image.Resolution{Ref: r, Digest: tag.history[len(tag.history)-1].digest}
+		out[i] = image.Resolution{Ref: r, Digest: seen(scope, tag.history[len(tag.history)-1].digest)}
 		if tag.gone {
 			out[i] = image.Resolution{Ref: r, Err: fmt.Errorf("%w: 404", image.ErrNotFound)}
 		}
@@ -125,7 +139,7 @@ func (w *world) Resolve(ctx context.Context, refs []image.Ref) []image.Resolutio
 			out[i] = image.Resolution{Ref: r, Err: fmt.Errorf("%w: %w", image.ErrUnavailable, err)}
 		}
 	}
-	w.answered(out, epochs, start)
+	w.answered(scope, out, epochs, start)
 	return out
 }
 
@@ -146,8 +160,8 @@ func (w *world) pause(ctx context.Context) error {
 	}
 }
 
-// ask checks property 4: one lookup of a reference at a time, and one for each TTL.
-func (w *world) ask(refs []image.Ref, now time.Time) []int {
+// ask checks property 4: one lookup of a reference and scope at a time, and one for each TTL.
+func (w *world) ask(scope string, refs []image.Ref, now time.Time) []int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	epochs := make([]int, len(refs))
@@ -158,18 +172,19 @@ func (w *world) ask(refs []image.Ref, now time.Time) []int {
 		if tag.flushing > 0 {
 			continue // it may be the one that the flush disowns, or the flush's own
 		}
-		if tag.flying > 0 {
+		l := tag.looks[scope]
+		if l.flying > 0 {
 			w.t.Errorf("%s: a second lookup while one is under way", r)
 		}
-		if passed := now.Sub(tag.last); passed < tag.wait {
-			w.t.Errorf("%s: looked up again after %v, want at least %v", r, passed, tag.wait)
+		if passed := now.Sub(l.last); passed < l.wait {
+			w.t.Errorf("%s: looked up again after %v, want at least %v", r, passed, l.wait)
 		}
-		tag.flying++
+		l.flying++
 	}
 	return epochs
 }
 
-func (w *world) answered(out []image.Resolution, epochs []int, start time.Time) {
+func (w *world) answered(scope string, out []image.Resolution, epochs []int, start time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for i, r := range out {
@@ -177,14 +192,15 @@ func (w *world) answered(out []image.Resolution, epochs []int, start time.Time) 
 		if tag.epoch != epochs[i] || tag.flushing > 0 {
 			continue
 		}
-		tag.flying--
+		l := tag.looks[scope]
+		l.flying--
 		switch {
 		case r.Err == nil && w.o.RefreshWindow > 0:
-			tag.last, tag.wait = start, time.Duration(dueFrom*float64(w.o.TTL))
+			l.last, l.wait = start, time.Duration(dueFrom*float64(w.o.TTL))
 		case r.Err == nil:
-			tag.last, tag.wait = start, w.o.TTL
+			l.last, l.wait = start, w.o.TTL
 		case errors.Is(r.Err, image.ErrNotFound):
-			tag.last, tag.wait = start, w.o.NegativeTTL
+			l.last, l.wait = start, w.o.NegativeTTL
 		}
 	}
 }
@@ -198,10 +214,13 @@ func (w *world) resolve(ctx context.Context) {
 		defer cancel()
 	}
 	floor := w.floor(refs)
-	start := time.Now()
-	for i, r := range w.c.Resolve(ctx, refs) {
+	start, scope := time.Now(), pick(w, scopes...)
+	for i, r := range w.c.Resolve(ctx, scope, refs) {
 		if r.Ref != refs[i] {
 			w.t.Errorf("answer for %s to the question for %s", r.Ref, refs[i])
+		}
+		if r.Err == nil && r.Digest != seen(scope, r.Digest) {
+			w.t.Errorf("%s: scope %q got %s, which is another's", r.Ref, scope, r.Digest)
 		}
 		w.check(r, floor[i], start, patient)
 	}
@@ -239,7 +258,7 @@ func (w *world) check(r image.Resolution, floor int, start time.Time, patient bo
 	}
 	history := w.tags[r.Ref.String()].history
 	i := 0
-	for i < len(history) && history[i].digest != r.Digest {
+	for i < len(history) && history[i].digest != seen("", r.Digest) {
 		i++
 	}
 	if i == len(history) {
@@ -305,7 +324,9 @@ func (w *world) mark(refs []image.Ref, flushing, began int) int {
 		tag := w.tags[r.String()]
 		tag.flushing += flushing
 		tag.epoch++
-		tag.flying, tag.wait = 0, 0
+		for _, l := range tag.looks {
+			l.flying, l.wait = 0, 0
+		}
 		tag.flushed = max(tag.flushed, began)
 	}
 	w.clock++
@@ -347,8 +368,9 @@ func (w *world) live(ctx context.Context) {
 //  1. no answer is older than the last flush that was acknowledged before it was asked for,
 //  2. no caller who gives up fails another,
 //  3. no digest is answered that the registry did not serve for that tag,
-//  4. each reference is looked up once a TTL, give or take what dueFrom says, but for flushes and failures,
-//  5. an answer is marked stale exactly when it is older than its TTL.
+//  4. each reference is looked up once a TTL and scope, give or take what dueFrom says, but for flushes and failures,
+//  5. an answer is marked stale exactly when it is older than its TTL,
+//  6. no scope gets what the registry served to another.
 //
 // Beside the fixed seeds it tries new ones each time. To see a failure again, put its seed among the fixed ones.
 func TestModel(t *testing.T) {
@@ -360,7 +382,7 @@ func TestModel(t *testing.T) {
 	for range 20 {
 		seeds = append(seeds, rand.Uint64())
 	}
-	seen := map[string]int{}
+	exercised := map[string]int{}
 	for _, seed := range seeds {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -378,15 +400,15 @@ func TestModel(t *testing.T) {
 					t.Errorf("%d lookups after Close", w.asked-asked)
 				}
 				for kind, n := range w.kinds {
-					seen[kind] += n
+					exercised[kind] += n
 				}
 			})
 		})
 	}
 	for _, kind := range []string{"new", "remembered", "stale", "error"} {
-		if seen[kind] < len(seeds) {
-			t.Errorf("%d answers of the kind %q in %d runs: the model does not exercise it", seen[kind], kind, len(seeds))
+		if exercised[kind] < len(seeds) {
+			t.Errorf("%d answers of the kind %q in %d runs: the model does not exercise it", exercised[kind], kind, len(seeds))
 		}
 	}
-	t.Logf("answers: %v", seen)
+	t.Logf("answers: %v", exercised)
 }

@@ -55,11 +55,17 @@ func (c *Cache) startRefreshes() {
 	}
 }
 
-// refresh looks up the entries of one registry, batch by batch.
+// refresh looks up the entries of one registry, scope by scope and batch by batch.
 func (c *Cache) refresh(registry string, entries []*entry) {
-	for batch := range slices.Chunk(entries, refreshBatch) {
-		if flights := c.board(batch); len(flights) > 0 {
-			c.fly(flights)
+	byScope := map[string][]*entry{}
+	for _, e := range entries {
+		byScope[e.scope] = append(byScope[e.scope], e)
+	}
+	for _, entries := range byScope {
+		for batch := range slices.Chunk(entries, refreshBatch) {
+			if flights := c.board(batch); len(flights) > 0 {
+				c.fly(flights)
+			}
 		}
 	}
 	c.mu.Lock()
@@ -67,7 +73,7 @@ func (c *Cache) refresh(registry string, entries []*entry) {
 	delete(c.refreshing, registry)
 }
 
-// board returns a flight for each entry that still wants one: not flushed, evicted, or looked up for a caller since.
+// board returns a flight for each entry, all of one scope, that still wants one: not flushed, evicted, or looked up for a caller since.
 func (c *Cache) board(entries []*entry) []*flight {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -76,12 +82,12 @@ func (c *Cache) board(entries []*entry) []*flight {
 	}
 	var flights []*flight
 	for _, e := range entries {
-		key := e.ref.String()
-		if known, _ := c.entries.Peek(key); known != e || c.flights[key] != nil || !c.refreshable(e, time.Now()) {
+		k := key{e.scope, e.ref.String()}
+		if known, _ := c.entries.Peek(k); known != e || c.flights[k] != nil || !c.refreshable(e, time.Now()) {
 			continue
 		}
-		f := &flight{ref: e.ref, done: make(chan struct{})}
-		c.flights[key] = f
+		f := &flight{scope: e.scope, ref: e.ref, done: make(chan struct{})}
+		c.flights[k] = f
 		c.refreshes.Inc()
 		flights = append(flights, f)
 	}

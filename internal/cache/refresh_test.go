@@ -118,7 +118,7 @@ type crowd struct {
 	asked, now, most int
 }
 
-func (u *crowd) Resolve(ctx context.Context, refs []image.Ref) []image.Resolution {
+func (u *crowd) Resolve(ctx context.Context, _ string, refs []image.Ref) []image.Resolution {
 	out := make([]image.Resolution, len(refs))
 	for i, r := range refs {
 		out[i] = image.Resolution{Ref: r, Digest: old}
@@ -156,7 +156,7 @@ func TestRefreshInBatches(t *testing.T) {
 		for i := range n {
 			refs = append(refs, ref(t, fmt.Sprintf("ghcr.io/acme/app-%d", i)), ref(t, fmt.Sprintf("silent.example.com/app-%d", i)))
 		}
-		c.Resolve(t.Context(), refs)
+		c.Resolve(t.Context(), "", refs)
 		u.slow.Store(true)
 		time.Sleep(54*time.Second + 15*time.Second) // until the first silence is over
 		u.mu.Lock()
@@ -172,16 +172,16 @@ func TestRefreshIsNoUse(t *testing.T) {
 	t.Parallel()
 	bubble(t, Options{Size: 2, TTL: time.Minute, RefreshWindow: time.Hour}, func(t *testing.T, u *upstream, c *Cache) {
 		a, b, other := ref(t, "ghcr.io/a"), ref(t, "ghcr.io/b"), ref(t, "ghcr.io/c")
-		c.Resolve(t.Context(), []image.Ref{a})
+		c.Resolve(t.Context(), "", []image.Ref{a})
 		time.Sleep(30 * time.Second)
-		c.Resolve(t.Context(), []image.Ref{b}) // last used, but not last looked up from the next minute on
+		c.Resolve(t.Context(), "", []image.Ref{b}) // last used, but not last looked up from the next minute on
 		time.Sleep(31 * time.Second)
 		synctest.Wait()
 		if u.count() != 3 {
 			t.Fatalf("%d lookups, want a's refreshed", u.count())
 		}
-		c.Resolve(t.Context(), []image.Ref{other})
-		if c.entries.Contains(a.String()) || !c.entries.Contains(b.String()) {
+		c.Resolve(t.Context(), "", []image.Ref{other})
+		if c.entries.Contains(key{"", a.String()}) || !c.entries.Contains(key{"", b.String()}) {
 			t.Errorf("kept %v, want what was asked for last", c.entries.Keys())
 		}
 	})
@@ -200,9 +200,9 @@ func TestEvictedDuringRefresh(t *testing.T) {
 		u.delay = 0
 		u.mu.Unlock()
 		other := ref(t, "ghcr.io/other")
-		c.Resolve(t.Context(), []image.Ref{other})
+		c.Resolve(t.Context(), "", []image.Ref{other})
 		time.Sleep(10 * time.Second)
-		if !c.entries.Contains(other.String()) {
+		if !c.entries.Contains(key{"", other.String()}) {
 			t.Errorf("kept %v, want %s", c.entries.Keys(), other)
 		}
 	})
@@ -216,7 +216,7 @@ func TestRefreshEndsWithCache(t *testing.T) {
 		for i := range 8 * refreshBatch { // half of them are due when the cache first looks
 			refs = append(refs, ref(t, fmt.Sprintf("ghcr.io/acme/app-%d", i)))
 		}
-		c.Resolve(t.Context(), refs)
+		c.Resolve(t.Context(), "", refs)
 		u.mu.Lock()
 		u.hang = "ghcr.io"
 		u.mu.Unlock()
@@ -226,7 +226,7 @@ func TestRefreshEndsWithCache(t *testing.T) {
 			t.Fatal("no refresh under way")
 		}
 		caller := make(chan image.Resolution)
-		go func() { caller <- c.Resolve(t.Context(), refs[:1])[0] }()
+		go func() { caller <- c.Resolve(t.Context(), "", refs[:1])[0] }()
 		c.Close()
 		if r := <-caller; r.Err != nil && !errors.Is(r.Err, image.ErrUnavailable) {
 			t.Errorf("caller at Close got %+v", r)
@@ -246,7 +246,7 @@ func full(b *testing.B) (*Cache, []image.Ref) {
 	}
 	c := New(&crowd{}, Options{TTL: time.Hour, RefreshWindow: time.Hour})
 	b.Cleanup(c.Close)
-	c.Resolve(b.Context(), refs)
+	c.Resolve(b.Context(), "", refs)
 	b.ReportAllocs()
 	return c, refs
 }
@@ -255,7 +255,7 @@ func full(b *testing.B) (*Cache, []image.Ref) {
 func BenchmarkResolve(b *testing.B) {
 	c, refs := full(b)
 	for b.Loop() {
-		c.Resolve(b.Context(), refs[:50])
+		c.Resolve(b.Context(), "", refs[:50])
 	}
 }
 

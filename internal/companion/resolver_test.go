@@ -27,7 +27,7 @@ type registry struct {
 	n  int
 }
 
-func (r *registry) Resolve(_ context.Context, refs []image.Ref) []image.Resolution {
+func (r *registry) Resolve(_ context.Context, _ string, refs []image.Ref) []image.Resolution {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var out []image.Resolution

@@ -41,7 +41,7 @@ const (
 
 // Resolver is the cache that the server stands in front of.
 type Resolver interface {
-	Resolve(ctx context.Context, refs []image.Ref) []image.Resolution
+	Resolve(ctx context.Context, scope string, refs []image.Ref) []image.Resolution
 	Flush(ctx context.Context, targets []cache.Target) []cache.Flushed
 	Invalidate(targets []cache.Target) []image.Ref
 }
@@ -49,6 +49,7 @@ type Resolver interface {
 // Options are what a Server is made of.
 type Options struct {
 	Resolver  Resolver
+	Scope     func(project string) string // whose credentials a project's images are looked up with; nil is everybody's
 	Ledger    *Ledger
 	TokenFile string       // one bearer token a line, read again for each request; "" closes the protected routes
 	OIDC      *access.File // whose tokens open /flush as well; nil for nobody's
@@ -187,7 +188,7 @@ func (s *Server) resolve() http.Handler {
 			s.refuse(w, http.StatusBadRequest, err)
 			return
 		}
-		results := s.o.Resolver.Resolve(r.Context(), refs)
+		results := s.o.Resolver.Resolve(r.Context(), s.scope(req.Source), refs)
 		s.record(req, results)
 		res := api.ResolveResponse{Results: make([]api.Result, len(results))}
 		for i, x := range results {
@@ -195,6 +196,13 @@ func (s *Server) resolve() http.Handler {
 		}
 		answer(w, res)
 	})
+}
+
+func (s *Server) scope(source *lock.Source) string {
+	if source == nil || s.o.Scope == nil {
+		return ""
+	}
+	return s.o.Scope(source.Project)
 }
 
 // check refuses what no render of ours sends, and returns the references to resolve.
@@ -228,10 +236,10 @@ func check(req api.ResolveRequest) ([]image.Ref, error) {
 	return refs, nil
 }
 
-// record keeps the pins of a complete render. A render with an image that could not be resolved is not complete, and
+// record keeps the pins of a complete render. A source without a repository names a project and no render. A render with an image that could not be resolved is not complete, and
 // the one before it stays.
 func (s *Server) record(req api.ResolveRequest, results []image.Resolution) {
-	if req.Source == nil {
+	if req.Source == nil || req.Source.Repository == "" {
 		return
 	}
 	pins := slices.Clone(req.Locked)

@@ -28,10 +28,12 @@ import (
 // registry answers with d1, except for repositories named after what is wrong with them.
 type registry struct {
 	asked atomic.Int32
+	scope atomic.Value
 	slow  chan struct{} // closed when an answer for "slow" may be given
 }
 
-func (r *registry) Resolve(ctx context.Context, refs []image.Ref) []image.Resolution {
+func (r *registry) Resolve(ctx context.Context, scope string, refs []image.Ref) []image.Resolution {
+	r.scope.Store(scope)
 	out := make([]image.Resolution, len(refs))
 	for i, ref := range refs {
 		r.asked.Add(1)
@@ -88,7 +90,7 @@ func run(t *testing.T, change ...func(*Options)) *running {
 	c := cache.New(r.registry, cache.Options{})
 	t.Cleanup(c.Close)
 	o := Options{
-		Resolver: c, Ledger: r.ledger, TokenFile: r.tokenFile, Metrics: prometheus.NewRegistry(),
+		Resolver: c, Scope: func(project string) string { return "scope of " + project }, Ledger: r.ledger, TokenFile: r.tokenFile, Metrics: prometheus.NewRegistry(),
 		Log: slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})), WebhookSecrets: r.secrets, GoogleEmail: googleEmail,
 	}
 	for _, f := range change {
@@ -123,6 +125,28 @@ func refs(t *testing.T, names ...string) []image.Ref {
 		out[i] = r
 	}
 	return out
+}
+
+// TestScope: a look is made with the credentials of the project that asks, and a source without a repository names the
+// project and is no render.
+func TestScope(t *testing.T) {
+	t.Parallel()
+	r := run(t)
+	plugin := r.client(t, "unix://"+r.socket, "")
+	for i, tt := range []struct {
+		source *lock.Source
+		want   string
+	}{{&lock.Source{Project: "team"}, "scope of team"}, {nil, ""}} {
+		if _, err := plugin.Resolve(t.Context(), tt.source, nil, refs(t, fmt.Sprintf("ghcr.io/a%d", i))); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.registry.scope.Load(); got != tt.want {
+			t.Errorf("looked up in scope %q, want %q", got, tt.want)
+		}
+	}
+	if n := r.ledger.Len(); n != 0 {
+		t.Errorf("%d sources recorded, want none", n)
+	}
 }
 
 func TestResolveAndPins(t *testing.T) {

@@ -276,7 +276,7 @@ func TestWebhookBeforeTheTag(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			r := &registry{}
 			s, c := eventServer(t, r)
-			c.Resolve(t.Context(), refs(t, "r.example.com/a"))
+			c.Resolve(t.Context(), "", refs(t, "r.example.com/a"))
 			s.event(httptest.NewRecorder(), "distribution", hook.Request{Body: []byte(body)}, rate.NewLimiter(0, 1))
 			synctest.Wait()
 			if n := r.asked.Load(); n != 2 {

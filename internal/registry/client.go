@@ -16,10 +16,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
+	"github.com/digestlock/digestlock/internal/credentials"
 	"github.com/digestlock/digestlock/internal/image"
 )
 
@@ -35,6 +35,12 @@ const (
 	maxHosts = 1000
 )
 
+// Keychain finds the credentials of a scope for a repository, or for its whole registry with repository "". It must be
+// safe for concurrent use.
+type Keychain interface {
+	Find(ctx context.Context, scope, registry, repository string) (credentials.Login, error)
+}
+
 // Options are the settings of a [Client]. The zero value is usable.
 type Options struct {
 	Insecure     []string              // hosts, with port where one is used, that are spoken to in plain http; no other is
@@ -43,7 +49,7 @@ type Options struct {
 	AllowPrivate bool                  // connect to private addresses for hosts that are not written out in the lists above
 	QPS          float64               // requests a second and registry, twice as many at once; 0 means 50
 	Timeout      time.Duration         // for one lookup, and for opening the session before it; 0 means 10 s
-	Keychain     authn.Keychain        // read whenever a session opens; nil means the docker config file
+	Keychain     Keychain              // read whenever a session opens; nil means the docker config file
 	UserAgent    string                // "" means "digestlock"
 	Transport    http.RoundTripper     // nil means one of our own
 	Concurrency  int                   // lookups at a time and registry; 0 means 16
@@ -57,7 +63,7 @@ type Client struct {
 	step        time.Duration // for each part of a request, shorter than timeout
 	qps         float64
 	sessionAge  time.Duration
-	keychain    authn.Keychain
+	keychain    Keychain
 	userAgent   string
 	transport   http.RoundTripper
 	concurrency int
@@ -89,7 +95,7 @@ func New(o Options) *Client {
 		c.qps = defaultQPS
 	}
 	if c.keychain == nil {
-		c.keychain = dockerConfig{}
+		c.keychain = &credentials.Keychain{}
 	}
 	if c.userAgent == "" {
 		c.userAgent = "digestlock"
@@ -104,11 +110,11 @@ func New(o Options) *Client {
 	return c
 }
 
-// Resolve looks every reference up, concurrently, and returns one Resolution per reference in the same order. A reference
-// that has a digest is answered with it. What goes wrong with one registry concerns no other. Errors match
-// [image.ErrNotFound], [image.ErrUnauthorized] or [image.ErrUnavailable] where one of them fits, and the cause of ctx
-// when it ended first.
-func (c *Client) Resolve(ctx context.Context, refs []image.Ref) []image.Resolution {
+// Resolve looks every reference up, concurrently, with the credentials of a scope, and returns one Resolution per
+// reference in the same order. Scopes share a registry's limits and connections, and no session. A reference that has a
+// digest is answered with it. What goes wrong with one registry concerns no other. Errors match [image.ErrNotFound],
+// [image.ErrUnauthorized] or [image.ErrUnavailable] where one of them fits, and the cause of ctx when it ended first.
+func (c *Client) Resolve(ctx context.Context, scope string, refs []image.Ref) []image.Resolution {
 	start := time.Now()
 	results := make([]image.Resolution, len(refs))
 	batches := map[string][]*image.Resolution{}
@@ -121,7 +127,7 @@ func (c *Client) Resolve(ctx context.Context, refs []image.Ref) []image.Resoluti
 	var wg sync.WaitGroup
 	for name, batch := range batches {
 		if c.policy.registry(name) {
-			wg.Go(func() { c.host(name).resolve(ctx, batch) })
+			wg.Go(func() { c.host(name).resolve(ctx, scope, batch) })
 			continue
 		}
 		for _, r := range batch {
@@ -161,10 +167,13 @@ type host struct {
 	limit  *rate.Limiter
 
 	mu     sync.Mutex
-	until  time.Time         // the registry has asked for silence
-	groups map[string]*group // by repository
-	open   *group            // the one that takes new repositories
+	until  time.Time // the registry has asked for silence
+	groups map[member]*group
+	open   map[string]*group // by scope, the one that takes new repositories
 }
+
+// member is a repository as one scope sees it.
+type member struct{ scope, repo string }
 
 func newHost(c *Client, name string) *host {
 	h := &host{
@@ -174,7 +183,8 @@ func newHost(c *Client, name string) *host {
 		label:  c.metrics.label(name),
 		slots:  make(chan struct{}, c.concurrency),
 		limit:  newLimiter(c.qps),
-		groups: map[string]*group{},
+		groups: map[member]*group{},
+		open:   map[string]*group{},
 	}
 	if c.policy.insecure[name] {
 		h.scheme = "http"
@@ -185,9 +195,9 @@ func newHost(c *Client, name string) *host {
 
 // resolve fills in the results of a batch. All its repositories join their groups before the first session opens, so
 // that one session covers them.
-func (h *host) resolve(ctx context.Context, batch []*image.Resolution) {
+func (h *host) resolve(ctx context.Context, scope string, batch []*image.Resolution) {
 	var wg sync.WaitGroup
-	for g, part := range h.join(batch) {
+	for g, part := range h.join(scope, batch) {
 		wg.Go(func() { h.resolveGroup(ctx, g, part) })
 	}
 	wg.Wait()
@@ -281,7 +291,7 @@ func (h *host) lookup(ctx context.Context, l lookup) (digest string, err error) 
 		}
 	}
 	if denied(err) && h.worthAlone(ctx, l, s, err) {
-		digest, _, err = h.fetchAnew(ctx, h.isolate(l.ref.Repository), nil, l.ref)
+		digest, _, err = h.fetchAnew(ctx, h.isolate(member{l.group.scope, l.ref.Repository}), nil, l.ref)
 	}
 	return digest, err
 }
@@ -296,12 +306,12 @@ func (h *host) fetchAnew(ctx context.Context, g *group, refused *session, ref im
 }
 
 // join puts the batch's repositories into groups.
-func (h *host) join(batch []*image.Resolution) map[*group][]*image.Resolution {
+func (h *host) join(scope string, batch []*image.Resolution) map[*group][]*image.Resolution {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	parts := map[*group][]*image.Resolution{}
 	for _, r := range batch {
-		g := h.groupOf(r.Ref.Repository)
+		g := h.groupOf(member{scope, r.Ref.Repository})
 		parts[g] = append(parts[g], r)
 	}
 	return parts
@@ -309,40 +319,42 @@ func (h *host) join(batch []*image.Resolution) map[*group][]*image.Resolution {
 
 // groupOf returns the group of a repository, a new one if need be. It forgets a group that is too old. The caller
 // holds the lock.
-func (h *host) groupOf(repo string) *group {
-	if g := h.groups[repo]; g != nil && !g.old() {
+func (h *host) groupOf(m member) *group {
+	if g := h.groups[m]; g != nil && !g.old() {
 		return g
 	} else if g != nil {
 		h.forget(g)
 	}
-	if h.open == nil || len(h.open.repos) >= maxScopes || h.open.old() {
-		h.open = &group{host: h}
+	open := h.open[m.scope]
+	if open == nil || len(open.repos) >= maxScopes || open.old() {
+		open = &group{host: h, scope: m.scope}
+		h.open[m.scope] = open
 	}
-	h.open.repos = append(h.open.repos, repo)
-	h.groups[repo] = h.open
-	return h.open
+	open.repos = append(open.repos, m.repo)
+	h.groups[m] = open
+	return open
 }
 
 func (h *host) forget(old *group) {
 	for _, repo := range old.repos {
-		if h.groups[repo] == old {
-			delete(h.groups, repo)
+		if m := (member{old.scope, repo}); h.groups[m] == old {
+			delete(h.groups, m)
 		}
 	}
 }
 
 // isolate gives a repository a group of its own.
-func (h *host) isolate(repo string) *group {
+func (h *host) isolate(m member) *group {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	g := h.groups[repo]
+	g := h.groups[m]
 	if g != nil && g.alone {
 		return g
 	}
 	if g != nil {
-		g.repos = slices.DeleteFunc(slices.Clone(g.repos), func(r string) bool { return r == repo })
+		g.repos = slices.DeleteFunc(slices.Clone(g.repos), func(r string) bool { return r == m.repo })
 	}
-	g = &group{host: h, alone: true, repos: []string{repo}}
-	h.groups[repo] = g
+	g = &group{host: h, scope: m.scope, alone: true, repos: []string{m.repo}}
+	h.groups[m] = g
 	return g
 }

@@ -18,10 +18,18 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/digestlock/digestlock/internal/credentials"
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/registrytest"
 )
+
+// hint is what the keychains here say where credentials come from.
+const hint = "check the credentials of the test"
+
+func login(user, password string) credentials.Login {
+	return credentials.Login{Auth: authn.AuthConfig{Username: user, Password: password}, Hint: hint}
+}
 
 // keychain is a credential that can be rotated, and how often it was read.
 type keychain struct {
@@ -30,14 +38,14 @@ type keychain struct {
 	reads          int
 }
 
-func (k *keychain) Resolve(authn.Resource) (authn.Authenticator, error) {
+func (k *keychain) Find(context.Context, string, string, string) (credentials.Login, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.reads++
 	if k.user == "" {
-		return authn.Anonymous, nil
+		return credentials.Login{Hint: hint}, nil
 	}
-	return &authn.Basic{Username: k.user, Password: k.password}, nil
+	return login(k.user, k.password), nil
 }
 
 func (k *keychain) set(user, password string) {
@@ -81,7 +89,7 @@ func parse(t *testing.T, s string) image.Ref {
 }
 
 func one(c *Client, ref image.Ref) image.Resolution {
-	return c.Resolve(context.Background(), []image.Ref{ref})[0]
+	return c.Resolve(context.Background(), "", []image.Ref{ref})[0]
 }
 
 func wantResults(t *testing.T, got, want []image.Resolution) {
@@ -140,9 +148,9 @@ func TestRequestsPerBatch(t *testing.T) {
 			all, want := refs(t, s, 50)
 			c := client(Options{Keychain: &keychain{user: "u", password: "p"}}, s)
 
-			wantResults(t, c.Resolve(t.Context(), all), want)
+			wantResults(t, c.Resolve(t.Context(), "", all), want)
 			wantCounts(t, s, registrytest.Counts{Ping: 1, Token: tt.tokens, Head: 50})
-			wantResults(t, c.Resolve(t.Context(), all), want)
+			wantResults(t, c.Resolve(t.Context(), "", all), want)
 			wantCounts(t, s, registrytest.Counts{Head: 50})
 		})
 	}
@@ -164,11 +172,11 @@ func TestNewRepositoryWidensOnlyATokensSession(t *testing.T) {
 				s.RequireBearer("u", "p")
 			}
 			c := client(Options{Keychain: &keychain{user: "u", password: "p"}}, s)
-			c.Resolve(t.Context(), all[:2])
+			c.Resolve(t.Context(), "", all[:2])
 			s.ResetCounts()
-			wantResults(t, c.Resolve(t.Context(), all[1:]), want[1:])
+			wantResults(t, c.Resolve(t.Context(), "", all[1:]), want[1:])
 			wantCounts(t, s, registrytest.Counts{Ping: tt.ping, Token: tt.tokens, Head: 3})
-			wantResults(t, c.Resolve(t.Context(), all), want)
+			wantResults(t, c.Resolve(t.Context(), "", all), want)
 			wantCounts(t, s, registrytest.Counts{Head: 4})
 		})
 	}
@@ -180,7 +188,7 @@ func TestTokenScopesAreBounded(t *testing.T) {
 	s.RequireBearer("", "")
 	all, want := refs(t, s, 51)
 	c := client(Options{}, s)
-	wantResults(t, c.Resolve(t.Context(), all), want)
+	wantResults(t, c.Resolve(t.Context(), "", all), want)
 	wantCounts(t, s, registrytest.Counts{Ping: 2, Token: 2, Head: 51})
 }
 
@@ -206,7 +214,7 @@ func TestNotFound(t *testing.T) {
 	s := registrytest.Start(t)
 	all, want := refs(t, s, 1)
 	c := client(Options{}, s)
-	got := c.Resolve(t.Context(), []image.Ref{all[0], parse(t, s.Host+"/team/app00:gone"), parse(t, s.Host+"/nobody:latest")})
+	got := c.Resolve(t.Context(), "", []image.Ref{all[0], parse(t, s.Host+"/team/app00:gone"), parse(t, s.Host+"/nobody:latest")})
 	wantResults(t, got[:1], want)
 	wantError(t, got[1], image.ErrNotFound, "not found (404)", "")
 	wantError(t, got[2], image.ErrNotFound, "not found (404)", "")
@@ -220,7 +228,7 @@ func TestDenied(t *testing.T) {
 		s := registrytest.Start(t)
 		s.RequireBasic("u", "p")
 		all, _ := refs(t, s, 1)
-		wantError(t, one(client(Options{}, s), all[0]), image.ErrUnauthorized, "unauthorized (401)", "check the credentials for "+s.Host)
+		wantError(t, one(client(Options{}, s), all[0]), image.ErrUnauthorized, "unauthorized (401)", hint)
 		wantCounts(t, s, registrytest.Counts{Ping: 1, Head: 1})
 	})
 	t.Run("wrong password for a token", func(t *testing.T) {
@@ -228,8 +236,8 @@ func TestDenied(t *testing.T) {
 		s := registrytest.Start(t)
 		s.RequireBearer("u", "p")
 		all, _ := refs(t, s, 5)
-		for _, r := range client(Options{Keychain: &keychain{user: "u", password: "hunter2"}}, s).Resolve(t.Context(), all) {
-			wantError(t, r, image.ErrUnauthorized, "unauthorized (401 UNAUTHORIZED)", "check the credentials for "+s.Host)
+		for _, r := range client(Options{Keychain: &keychain{user: "u", password: "hunter2"}}, s).Resolve(t.Context(), "", all) {
+			wantError(t, r, image.ErrUnauthorized, "unauthorized (401 UNAUTHORIZED)", hint)
 		}
 		wantCounts(t, s, registrytest.Counts{Ping: 1, Token: 1})
 	})
@@ -238,8 +246,8 @@ func TestDenied(t *testing.T) {
 		s := registrytest.Start(t)
 		all, want := refs(t, s, 2)
 		s.Deny("team/app00")
-		got := client(Options{}, s).Resolve(t.Context(), all)
-		wantError(t, got[0], image.ErrUnauthorized, "unauthorized (403)", "check the credentials for "+s.Host)
+		got := client(Options{}, s).Resolve(t.Context(), "", all)
+		wantError(t, got[0], image.ErrUnauthorized, "unauthorized (403)", hint)
 		wantResults(t, got[1:], want[1:])
 		wantCounts(t, s, registrytest.Counts{Ping: 1, Head: 2})
 	})
@@ -256,14 +264,14 @@ func TestDenied(t *testing.T) {
 			}
 			c := client(Options{}, s)
 			for range 2 {
-				got := c.Resolve(t.Context(), all)
+				got := c.Resolve(t.Context(), "", all)
 				if !errors.Is(got[0].Err, image.ErrUnauthorized) {
 					t.Errorf("denied: %v", got[0].Err)
 				}
 				wantResults(t, got[1:], want[1:])
 			}
 			s.ResetCounts()
-			wantResults(t, c.Resolve(t.Context(), all[1:]), want[1:])
+			wantResults(t, c.Resolve(t.Context(), "", all[1:]), want[1:])
 			wantCounts(t, s, registrytest.Counts{Head: 2})
 		})
 	}
@@ -282,12 +290,12 @@ func TestRotatedCredentials(t *testing.T) {
 			k := &keychain{user: "u", password: "old"}
 			require(s, "u", "old")
 			c := client(Options{Keychain: k}, s)
-			wantResults(t, c.Resolve(t.Context(), all), want)
+			wantResults(t, c.Resolve(t.Context(), "", all), want)
 			s.ResetCounts()
 
 			require(s, "u", "new")
 			k.set("u", "new")
-			wantResults(t, c.Resolve(t.Context(), all), want)
+			wantResults(t, c.Resolve(t.Context(), "", all), want)
 			got := s.Counts()
 			if got.Ping != 1 || got.Token > 1 {
 				t.Errorf("requests = %+v, want one ping and at most one token", got)
@@ -302,10 +310,10 @@ func TestExpiredTokenIsRenewedOnce(t *testing.T) {
 	s.RequireBearer("", "")
 	all, want := refs(t, s, 20)
 	c := client(Options{}, s)
-	c.Resolve(t.Context(), all)
+	c.Resolve(t.Context(), "", all)
 	s.ResetCounts()
 	s.ExpireTokens()
-	wantResults(t, c.Resolve(t.Context(), all), want)
+	wantResults(t, c.Resolve(t.Context(), "", all), want)
 	if got := s.Counts(); got.Ping != 1 || got.Token != 1 {
 		t.Errorf("requests = %+v, want one ping and one token", got)
 	}
@@ -317,10 +325,10 @@ func TestOldSessionIsReplaced(t *testing.T) {
 	all, want := refs(t, s, 2)
 	k := &keychain{}
 	c := client(Options{Keychain: k}, s)
-	c.Resolve(t.Context(), all)
+	c.Resolve(t.Context(), "", all)
 	s.ResetCounts()
 	c.sessionAge = 0
-	wantResults(t, c.Resolve(t.Context(), all[:1]), want[:1])
+	wantResults(t, c.Resolve(t.Context(), "", all[:1]), want[:1])
 	wantCounts(t, s, registrytest.Counts{Ping: 1, Head: 1})
 	if n := len(c.host(s.Host).groups); n != 1 {
 		t.Errorf("%d repositories are remembered, want the used one only", n)
@@ -328,13 +336,15 @@ func TestOldSessionIsReplaced(t *testing.T) {
 }
 
 // repoKeychain has other credentials for one repository than for the rest of its registry.
-type repoKeychain struct{ suffix string }
+type repoKeychain struct{ repo string }
 
-func (k repoKeychain) Resolve(r authn.Resource) (authn.Authenticator, error) {
-	if strings.HasSuffix(r.String(), k.suffix) {
-		return &authn.Basic{Username: "u", Password: "p"}, nil
+func (k repoKeychain) Find(_ context.Context, _, _, repo string) (credentials.Login, error) {
+	if repo != k.repo {
+		return credentials.Login{}, nil
 	}
-	return authn.Anonymous, nil
+	own := login("u", "p")
+	own.Own = true
+	return own, nil
 }
 
 func TestCredentialsOfOneRepository(t *testing.T) {
@@ -342,7 +352,7 @@ func TestCredentialsOfOneRepository(t *testing.T) {
 	s := registrytest.Start(t)
 	s.RequireBasic("u", "p")
 	all, want := refs(t, s, 2)
-	got := client(Options{Keychain: repoKeychain{"/team/app01"}}, s).Resolve(t.Context(), all)
+	got := client(Options{Keychain: repoKeychain{"team/app01"}}, s).Resolve(t.Context(), "", all)
 	if !errors.Is(got[0].Err, image.ErrUnauthorized) {
 		t.Errorf("other repository: %v", got[0].Err)
 	}
@@ -366,7 +376,7 @@ func TestTemporaryFailureIsRetried(t *testing.T) {
 			all, want := refs(t, s, 1)
 			s.Inject(tt.target, tt.fault)
 			start := time.Now()
-			wantResults(t, client(Options{}, s).Resolve(t.Context(), all), want)
+			wantResults(t, client(Options{}, s).Resolve(t.Context(), "", all), want)
 			wantCounts(t, s, tt.want)
 			if d := time.Since(start); tt.fault.RetryAfter != "" && d < time.Second {
 				t.Errorf("asked again after %v", d)
@@ -413,7 +423,7 @@ func TestThrottledBeyondDeadlineFailsAtOnce(t *testing.T) {
 	wantError(t, r, image.ErrUnavailable, text, "log in to "+s.Host)
 	wantCounts(t, s, registrytest.Counts{Ping: 1, Head: 1})
 	// It was said for the whole registry.
-	for _, r := range c.Resolve(t.Context(), all) {
+	for _, r := range c.Resolve(t.Context(), "", all) {
 		wantError(t, r, image.ErrUnavailable, text, "log in to "+s.Host)
 	}
 	if d := time.Since(start); d > 5*time.Second {
@@ -453,7 +463,7 @@ func TestSilentRegistry(t *testing.T) {
 			fine, want := refs(t, good, 5)
 			c := client(Options{Timeout: timeout, Concurrency: 2}, silent, mute, good)
 			if warm {
-				c.Resolve(t.Context(), dumb)
+				c.Resolve(t.Context(), "", dumb)
 			}
 			for _, s := range []*registrytest.Server{silent, mute} {
 				s.Inject(registrytest.Ping, registrytest.Fault{Hang: true})
@@ -462,7 +472,7 @@ func TestSilentRegistry(t *testing.T) {
 				}
 			}
 			start := time.Now()
-			got := c.Resolve(t.Context(), append(dumb, fine...))
+			got := c.Resolve(t.Context(), "", append(dumb, fine...))
 			if d := time.Since(start); d > timeout*7/4 {
 				t.Errorf("took %v, the deadline is %v", d, timeout)
 			}
@@ -480,7 +490,7 @@ func TestConnectionRefused(t *testing.T) {
 	ref := parse(t, s.Host+"/a:latest")
 	fine, want := refs(t, good, 1)
 	s.Close()
-	got := client(Options{}, s, good).Resolve(t.Context(), append(fine, ref))
+	got := client(Options{}, s, good).Resolve(t.Context(), "", append(fine, ref))
 	wantError(t, got[1], image.ErrUnavailable, "unavailable: connection refused", "")
 	wantResults(t, got[:1], want)
 }
@@ -504,7 +514,7 @@ func TestManifestIsReadOnlyWhenHeadDoesNotTell(t *testing.T) {
 			s := registrytest.Start(t)
 			all, want := refs(t, s, 1)
 			s.Inject("team/app00", f)
-			wantResults(t, client(Options{}, s).Resolve(t.Context(), all), want)
+			wantResults(t, client(Options{}, s).Resolve(t.Context(), "", all), want)
 			wantCounts(t, s, registrytest.Counts{Ping: 1, Head: 1, Get: 1})
 		})
 	}
@@ -702,11 +712,11 @@ func TestImpatientCallerDoesNotFailAPatientOne(t *testing.T) {
 	hasty, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	start := time.Now()
-	r := c.Resolve(hasty, all)[0]
+	r := c.Resolve(hasty, "", all)[0]
 	if d := time.Since(start); !errors.Is(r.Err, context.DeadlineExceeded) || !errors.Is(r.Err, image.ErrUnavailable) || d > 400*time.Millisecond {
 		t.Errorf("impatient caller: %v after %v", r.Err, d)
 	}
-	wantResults(t, c.Resolve(t.Context(), all), want)
+	wantResults(t, c.Resolve(t.Context(), "", all), want)
 	wantCounts(t, s, registrytest.Counts{Ping: 1, Head: 1})
 }
 
@@ -718,7 +728,7 @@ func TestCallerWhoLeft(t *testing.T) {
 	c := client(Options{}, s)
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(100*time.Millisecond, cancel)
-	r := c.Resolve(ctx, all)[0]
+	r := c.Resolve(ctx, "", all)[0]
 	wantError(t, r, nil, "context canceled", "")
 	if !errors.Is(r.Err, context.Canceled) {
 		t.Errorf("error = %v, want context.Canceled", r.Err)
@@ -742,7 +752,7 @@ func TestConcurrencyPerRegistry(t *testing.T) {
 	for range 20 {
 		all = append(all, parse(t, host+"/a:latest"))
 	}
-	for _, r := range New(Options{Insecure: []string{host}, Keychain: &keychain{}, Concurrency: 3}).Resolve(t.Context(), all) {
+	for _, r := range New(Options{Insecure: []string{host}, Keychain: &keychain{}, Concurrency: 3}).Resolve(t.Context(), "", all) {
 		if r.Err != nil {
 			t.Fatal(r.Err)
 		}
@@ -786,7 +796,7 @@ func TestMetrics(t *testing.T) {
 	s.Inject("team/app00", registrytest.Fault{Status: 500, Times: 1})
 	reg := prometheus.NewRegistry()
 	c := client(Options{Registerer: reg}, s)
-	c.Resolve(t.Context(), append(all, parse(t, s.Host+"/nobody:latest")))
+	c.Resolve(t.Context(), "", append(all, parse(t, s.Host+"/nobody:latest")))
 	want := fmt.Sprintf(`
 # HELP digestlock_registry_requests_total Requests to container registries by outcome; a 429 is throttled.
 # TYPE digestlock_registry_requests_total counter

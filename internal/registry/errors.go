@@ -55,8 +55,9 @@ func (e loginError) Unwrap() error { return e.error }
 
 func denied(err error) bool { return errors.Is(err, image.ErrUnauthorized) }
 
-// statusError is the error for a manifest's status. code is the registry's own word for it, where it has said one.
-func (h *host) statusError(status int, code string) error {
+// statusError is the error for a manifest's status. hint says what to look at when credentials are refused; code is the
+// registry's own word for it, where it has said one.
+func (h *host) statusError(status int, hint, code string) error {
 	said := strconv.Itoa(status)
 	if code != "" {
 		said += " " + code
@@ -65,7 +66,7 @@ func (h *host) statusError(status int, code string) error {
 	case status == http.StatusNotFound:
 		return fmt.Errorf("%s: %w (%s)", h.name, image.ErrNotFound, said)
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
-		return fault.New(fault.RegistryUnauthorized, h.loginHint(), "%s: %w (%s)", h.name, image.ErrUnauthorized, said)
+		return fault.New(fault.RegistryUnauthorized, hint, "%s: %w (%s)", h.name, image.ErrUnauthorized, said)
 	case status == http.StatusTooManyRequests:
 		if until := h.paused(); time.Now().Before(until) {
 			return h.throttled(said + ", throttled until " + until.UTC().Format("15:04:05 MST"))
@@ -101,13 +102,13 @@ func code(err error) string {
 
 // sessionError is the error for a session that did not open: err is the library's, and failure that of the last
 // request which got no answer, if one did not.
-func (h *host) sessionError(ctx context.Context, err, failure error) error {
+func (h *host) sessionError(ctx context.Context, hint string, err, failure error) error {
 	t, ok := errors.AsType[*transport.Error](err)
 	switch {
 	case ok && t.StatusCode == http.StatusNotFound:
 		return fault.New(fault.ImageNotFound, "check the registry in the image's name", "%s: is not a registry (404)", h.name)
 	case ok:
-		return h.statusError(t.StatusCode, code(err))
+		return h.statusError(t.StatusCode, hint, code(err))
 	case failure != nil || ctx.Err() != nil:
 		return h.netError(ctx, cmp.Or(failure, err))
 	case isRefusal(err):
@@ -137,7 +138,7 @@ func (h *host) netError(ctx context.Context, err error) error {
 	case errors.As(err, &refused):
 		return h.refused(refused)
 	case errors.Is(err, errThrottled):
-		return h.statusError(http.StatusTooManyRequests, "")
+		return h.statusError(http.StatusTooManyRequests, "", "")
 	case errors.Is(err, errPaced):
 		return fault.New(fault.RegistryUnavailable, "raise --registry-qps, if the registry can take it",
 			"%s: %w: %g requests a second are not enough", h.name, image.ErrUnavailable, h.qps)

@@ -100,7 +100,7 @@ func (h *host) do(ctx context.Context, s *session, method string, ref image.Ref)
 	}
 	if err := transport.CheckError(resp, ok...); err != nil {
 		resp.Body.Close()
-		return nil, h.statusError(resp.StatusCode, code(err))
+		return nil, h.statusError(resp.StatusCode, s.hint, code(err))
 	}
 	return resp, nil
 }

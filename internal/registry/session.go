@@ -13,6 +13,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/digestlock/digestlock/internal/credentials"
 )
 
 // maxScopes bounds the repositories of one token: each adds some 120 bytes to it, and proxies commonly refuse a
@@ -24,6 +26,7 @@ const maxRedirects = 3
 // group is a set of repositories that share a session. Its fields are guarded by the host's lock.
 type group struct {
 	host   *host
+	scope  string   // whose credentials
 	alone  bool     // one repository, with the credentials for just that one
 	repos  []string // the scopes of the next session
 	flight *flight  // the session, or the opening of it; nil after a failure
@@ -42,6 +45,7 @@ type session struct {
 	bearer bool     // limited to repos
 	repos  []string // sorted
 	opened time.Time
+	hint   string // what to look at when the registry refuses the credentials
 }
 
 func (s *session) covers(repos []string) bool {
@@ -87,7 +91,7 @@ func (g *group) join(ctx context.Context, repos []string, refused *session) *fli
 	// Nobody waits for this goroutine when every caller has left; its own deadline ends it.
 	ctx = context.WithoutCancel(ctx)
 	go func() {
-		f.session, f.err = g.host.dial(ctx, scopes, g.alone)
+		f.session, f.err = g.host.dial(ctx, g, scopes)
 		g.land(f)
 	}()
 	return f
@@ -116,7 +120,7 @@ func (g *group) old() bool {
 }
 
 // dial opens a session with freshly read credentials.
-func (h *host) dial(ctx context.Context, repos []string, alone bool) (*session, error) {
+func (h *host) dial(ctx context.Context, g *group, repos []string) (*session, error) {
 	ctx, cancel := h.deadline(ctx)
 	defer cancel()
 	opened := time.Now() // before the credentials are read
@@ -126,11 +130,11 @@ func (h *host) dial(ctx context.Context, repos []string, alone bool) (*session, 
 	if err != nil {
 		return nil, err
 	}
-	var target authn.Resource = reg
-	if alone {
-		target = reg.Repo(repos[0])
+	only := ""
+	if g.alone {
+		only = repos[0]
 	}
-	credentials, err := authn.Resolve(ctx, h.keychain, target)
+	login, err := h.keychain.Find(ctx, g.scope, h.name, only)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", h.name, err)
 	}
@@ -139,10 +143,10 @@ func (h *host) dial(ctx context.Context, repos []string, alone bool) (*session, 
 		scopes = append(scopes, "repository:"+repo+":pull")
 	}
 	w := &watch{next: h.wire}
-	rt, err := transport.NewWithContext(ctx, reg, credentials, w, scopes)
+	rt, err := transport.NewWithContext(ctx, reg, authenticator(login), w, scopes)
 	if err != nil {
-		told := h.sessionError(ctx, err, w.failure())
-		if t, ok := errors.AsType[*transport.Error](err); ok && t.StatusCode == http.StatusUnauthorized && credentials != authn.Anonymous {
+		told := h.sessionError(ctx, login.Hint, err, w.failure())
+		if t, ok := errors.AsType[*transport.Error](err); ok && t.StatusCode == http.StatusUnauthorized && !login.Anonymous() {
 			told = loginError{told}
 		}
 		return nil, told
@@ -153,7 +157,15 @@ func (h *host) dial(ctx context.Context, repos []string, alone bool) (*session, 
 		bearer: w.bearer.Load(),
 		repos:  repos,
 		opened: opened,
+		hint:   login.Hint,
 	}, nil
+}
+
+func authenticator(l credentials.Login) authn.Authenticator {
+	if l.Anonymous() {
+		return authn.Anonymous // the library compares
+	}
+	return authn.FromConfig(l.Auth)
 }
 
 // checkRedirect ends a circle. Where a redirect may lead is the guard's business, for the library follows some too.
@@ -186,29 +198,13 @@ func (h *host) worthAlone(ctx context.Context, l lookup, s *session, denial erro
 	if _, bad := errors.AsType[loginError](denial); scopes && !bad {
 		return true
 	}
-	return h.ownCredentials(ctx, l.ref.Repository)
+	return h.ownCredentials(ctx, l.group.scope, l.ref.Repository)
 }
 
-// ownCredentials reports whether the keychain has credentials for a repository that are not the registry's.
-func (h *host) ownCredentials(ctx context.Context, repo string) bool {
-	reg, err := h.registry()
-	if err != nil {
-		return false
-	}
-	one, err := authn.Resolve(ctx, h.keychain, reg.Repo(repo))
-	if err != nil || one == authn.Anonymous {
-		return false
-	}
-	all, err := authn.Resolve(ctx, h.keychain, reg)
-	if err != nil {
-		return false
-	}
-	a, err := authn.Authorization(ctx, one)
-	if err != nil {
-		return false
-	}
-	b, err := authn.Authorization(ctx, all)
-	return err == nil && *a != *b
+// ownCredentials reports whether a scope has credentials for a repository that are not the registry's.
+func (h *host) ownCredentials(ctx context.Context, scope, repo string) bool {
+	login, err := h.keychain.Find(ctx, scope, h.name, repo)
+	return err == nil && login.Own
 }
 
 // watch is the wire of one session: it sees what go-containerregistry does not tell. Once the session is open it

@@ -492,11 +492,11 @@ func TestPauseThatIsShortIsWaitedFor(t *testing.T) {
 	s := registrytest.Start(t)
 	all, want := refs(t, s, 4)
 	c := client(Options{}, s)
-	wantResults(t, c.Resolve(t.Context(), all), want)
+	wantResults(t, c.Resolve(t.Context(), "", all), want)
 	s.ResetCounts()
 	c.host(s.Host).pause(time.Second)
 	until := c.host(s.Host).paused()
-	wantResults(t, c.Resolve(t.Context(), all), want)
+	wantResults(t, c.Resolve(t.Context(), "", all), want)
 	if time.Now().Before(until) {
 		t.Error("asked before the registry's time had come")
 	}
@@ -532,7 +532,7 @@ func TestOwnRate(t *testing.T) {
 	s := registrytest.Start(t)
 	all, _ := refs(t, s, 5)
 	c := client(Options{QPS: 0.001, Timeout: time.Minute}, s) // one at once, the next in a quarter of an hour
-	wantError(t, c.Resolve(t.Context(), all)[0], image.ErrUnavailable, "unavailable: 0.001 requests a second are not enough", "raise --registry-qps")
+	wantError(t, c.Resolve(t.Context(), "", all)[0], image.ErrUnavailable, "unavailable: 0.001 requests a second are not enough", "raise --registry-qps")
 	wantCounts(t, s, registrytest.Counts{Ping: 1})
 }
 
