@@ -31,7 +31,8 @@ const (
 	parallel = 8
 )
 
-// Replica is one resolver: its ledger, and its look at the registries. It must be safe for concurrent use.
+// Replica is one resolver: its ledger, and its look at the registries with the credentials of the source's project. It
+// must be safe for concurrent use.
 type Replica interface {
 	Pins(ctx context.Context) ([]lock.Document, error)
 	Resolve(ctx context.Context, source *lock.Source, locked []lock.Pin, refs []image.Ref) ([]image.Resolution, error)
@@ -102,7 +103,7 @@ func (c *Companion) cycle(ctx context.Context) ([]Commit, []error) {
 		c.o.Log.Warn("no resolver knows of a render: nothing to do until Argo CD renders; a hard refresh makes it")
 	}
 	targets, unread := c.targets(ctx, docs)
-	looks := &looks{replicas: replicas, log: c.o.Log, asked: map[string]bool{}, newest: map[string]lock.Pin{}}
+	looks := newLooks(replicas, c.o.Log)
 	updates := make([]updater, len(targets))
 	each(targets, func(i int, t *target) {
 		updates[i] = updater{c: c, target: t, looks: looks}

@@ -49,8 +49,9 @@ type replica struct {
 	mu       sync.Mutex
 	docs     []lock.Document
 	looks    map[string]lock.Pin
-	down     error // of both calls
-	noAnswer error // of Resolve
+	private  map[string]string // images that only one project may read
+	down     error             // of both calls
+	noAnswer error             // of Resolve
 	asked    []string
 }
 
@@ -62,13 +63,17 @@ func (r *replica) Pins(context.Context) ([]lock.Document, error) {
 	return r.docs, r.down
 }
 
-func (r *replica) Resolve(_ context.Context, _ *lock.Source, _ []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {
+func (r *replica) Resolve(_ context.Context, source *lock.Source, _ []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	out := make([]image.Resolution, len(refs))
 	for i, ref := range refs {
 		r.asked = append(r.asked, ref.String())
 		out[i] = image.Resolution{Ref: ref, Err: fmt.Errorf("registry: %w", image.ErrUnavailable)}
+		if of, ok := r.private[ref.String()]; ok && of != source.Project {
+			out[i] = image.Resolution{Ref: ref, Err: fmt.Errorf("registry: %w", image.ErrUnauthorized)}
+			continue
+		}
 		if p, ok := r.looks[ref.String()]; ok {
 			out[i] = image.Resolution{Ref: ref, Digest: p.Digest, At: p.ResolvedAt}
 		}
@@ -420,6 +425,25 @@ func TestLedgerMovesNoPin(t *testing.T) {
 	f.replica.sees(pin(server, 2))
 	once(t, f.Companion, 1)
 	wantPins(t, f.repo, "main", "app", map[string]int{server: 2})
+}
+
+// TestProjectsLook: an image is looked at with the credentials of the projects that render the path, and what one of
+// them may read moves no lock of another, whatever that lock names.
+func TestProjectsLook(t *testing.T) {
+	t.Parallel()
+	f := start(t, map[string]string{
+		"a/kustomization.yaml": overlay, "a/digest-lock.yaml": lockText(pin(server, 1)),
+		"b/kustomization.yaml": overlay, "b/digest-lock.yaml": lockText(pin(server, 1), pin(worker, 1)),
+	})
+	f.replica.rendered(f.repo.URL, "main", "a", "app-a", pin(server, 1))
+	f.replica.rendered(f.repo.URL, "main", "b", "app-b", pin(worker, 1))
+	f.replica.docs[0].Source.Project = "team-a"
+	f.replica.docs[1].Source.Project = "team-b"
+	f.replica.private = map[string]string{server: "team-a"}
+	f.replica.sees(pin(server, 2), pin(worker, 2))
+	once(t, f.Companion, 1)
+	wantPins(t, f.repo, "main", "a", map[string]int{server: 2})
+	wantPins(t, f.repo, "main", "b", map[string]int{server: 1, worker: 2})
 }
 
 func TestPinsStay(t *testing.T) {

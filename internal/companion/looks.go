@@ -3,8 +3,8 @@ package companion
 import (
 	"context"
 	"log/slog"
-	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/digestlock/digestlock/internal/image"
@@ -14,74 +14,123 @@ import (
 // maxAsk is how many images one question holds; the resolver refuses more than 5000.
 const maxAsk = 1000
 
-// looks are what the replicas see at the registries within one cycle. Each image is asked for once, however many
-// branches and attempts need it, and a replica that fails is asked no more. It is safe for concurrent use.
-type looks struct {
-	log *slog.Logger
+// look is an image as the credentials of one project see it: a lock must never learn what only another project may
+// read.
+type look struct{ project, image string }
 
-	mu       sync.Mutex // held while asking: who needs the same image waits for the answer
+// looks are what the replicas see at the registries within one cycle. Each is asked for once, however many branches and
+// attempts need it, and a replica that fails is asked no more. It is safe for concurrent use.
+type looks struct {
+	log      *slog.Logger
 	replicas []Replica
-	asked    map[string]bool
-	newest   map[string]lock.Pin // of several replicas' looks at an image the newest; none when it cannot be resolved
+
+	asking sync.Mutex // who needs the same look waits for the answer
+
+	mu       sync.Mutex // guards the rest
+	asked    map[look]bool
+	newest   map[look]lock.Pin // of several replicas' looks the newest; none when it cannot be resolved
+	failed   map[int]bool      // of replicas, by index
 	problems []error
 }
 
-// at returns where the tags of images stand, sorted by image, without those that cannot be resolved: their pins stay.
-func (l *looks) at(ctx context.Context, images map[string]bool) []lock.Pin {
+func newLooks(replicas []Replica, log *slog.Logger) *looks {
+	return &looks{replicas: replicas, log: log, asked: map[look]bool{}, newest: map[look]lock.Pin{}, failed: map[int]bool{}}
+}
+
+// at returns where the tags stand, by project, without those that cannot be resolved: their pins stay. All projects are
+// asked for at once, or a registry that does not answer would cost its time once for each of them.
+func (l *looks) at(ctx context.Context, wanted map[look]bool) map[string][]lock.Pin {
+	l.asking.Lock()
+	defer l.asking.Unlock()
+	var wg sync.WaitGroup
+	for project, refs := range l.open(wanted) {
+		wg.Go(func() {
+			for some := range slices.Chunk(refs, maxAsk) {
+				l.ask(ctx, project, some)
+			}
+		})
+	}
+	wg.Wait()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var refs []image.Ref
-	for _, name := range slices.Sorted(maps.Keys(images)) {
-		if ref, err := image.Parse(name); err == nil && !l.asked[name] {
-			refs = append(refs, ref)
-		}
-	}
-	for some := range slices.Chunk(refs, maxAsk) {
-		l.ask(ctx, some)
-	}
-	var pins []lock.Pin
-	for _, name := range slices.Sorted(maps.Keys(images)) {
-		if p, ok := l.newest[name]; ok {
-			pins = append(pins, p)
+	pins := map[string][]lock.Pin{}
+	for w := range wanted {
+		if p, ok := l.newest[w]; ok {
+			pins[w.project] = append(pins[w.project], p)
 		}
 	}
 	return pins
 }
 
-func (l *looks) ask(ctx context.Context, refs []image.Ref) {
+// open returns, by project and sorted, what was not asked for yet.
+func (l *looks) open(wanted map[look]bool) map[string][]image.Ref {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	open := map[string][]image.Ref{}
+	for w := range wanted {
+		if ref, err := image.Parse(w.image); err == nil && !l.asked[w] {
+			open[w.project] = append(open[w.project], ref)
+		}
+	}
+	for _, refs := range open {
+		slices.SortFunc(refs, func(a, b image.Ref) int { return strings.Compare(a.String(), b.String()) })
+	}
+	return open
+}
+
+func (l *looks) ask(ctx context.Context, project string, refs []image.Ref) {
 	results, errs := make([][]image.Resolution, len(l.replicas)), make([]error, len(l.replicas))
+	alive := l.alive()
 	each(l.replicas, func(i int, r Replica) {
-		ctx, cancel := within(ctx, askTimeout)
-		defer cancel()
-		results[i], errs[i] = r.Resolve(ctx, nil, nil, refs)
+		if alive[i] {
+			ctx, cancel := within(ctx, askTimeout)
+			defer cancel()
+			results[i], errs[i] = r.Resolve(ctx, &lock.Source{Project: project}, nil, refs)
+		}
 	})
 	if ctx.Err() != nil {
 		return // it was not the replicas that failed
 	}
-	failed := map[string]error{}
-	var alive []Replica
-	for i, r := range l.replicas {
-		if errs[i] != nil {
-			l.problems = append(l.problems, errs[i])
-			continue
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	refused := map[look]error{}
+	for i, err := range errs {
+		if err != nil && !l.failed[i] {
+			l.failed[i] = true
+			l.problems = append(l.problems, err)
 		}
-		alive = append(alive, r)
-		for _, res := range results[i] {
-			name := res.Ref.String()
-			switch {
-			case res.Err != nil:
-				failed[name] = res.Err
-			case res.At.After(l.newest[name].ResolvedAt):
-				l.newest[name] = lock.Pin{Image: name, Digest: res.Digest, ResolvedAt: res.At}
-			}
+		if err == nil {
+			l.learn(project, results[i], refused)
 		}
 	}
-	l.replicas = alive
 	for _, ref := range refs {
-		name := ref.String()
-		l.asked[name] = true
-		if _, ok := l.newest[name]; !ok && failed[name] != nil {
-			l.log.Warn("image not resolved, its pin stays", "image", name, "error", failed[name])
+		w := look{project, ref.String()}
+		l.asked[w] = true
+		if _, ok := l.newest[w]; !ok && refused[w] != nil {
+			l.log.Warn("image not resolved, its pin stays", "image", w.image, "error", refused[w], "project", project)
 		}
 	}
+}
+
+// learn keeps one replica's looks where they are the newest, and the errors of the others. The caller holds mu.
+func (l *looks) learn(project string, results []image.Resolution, refused map[look]error) {
+	for _, res := range results {
+		w := look{project, res.Ref.String()}
+		switch {
+		case res.Err != nil:
+			refused[w] = res.Err
+		case res.At.After(l.newest[w].ResolvedAt):
+			l.newest[w] = lock.Pin{Image: w.image, Digest: res.Digest, ResolvedAt: res.At}
+		}
+	}
+}
+
+func (l *looks) alive() []bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	alive := make([]bool, len(l.replicas))
+	for i := range alive {
+		alive[i] = !l.failed[i]
+	}
+	return alive
 }

@@ -65,12 +65,12 @@ func TestSilentReplica(t *testing.T) {
 			t.Errorf("problem %v, want %s", problems[0], want)
 		}
 
-		l := &looks{replicas: all, log: c.o.Log, asked: map[string]bool{}, newest: map[string]lock.Pin{}}
+		l := newLooks(all, c.o.Log)
 		begin = time.Now()
-		if pins := l.at(t.Context(), map[string]bool{"ghcr.io/a/b:latest": true}); len(pins) != 1 {
+		if pins := l.at(t.Context(), map[look]bool{{"p", "ghcr.io/a/b:latest"}: true})["p"]; len(pins) != 1 {
 			t.Errorf("pins %v, want the prompt one's", pins)
 		}
-		if pins := l.at(t.Context(), map[string]bool{"ghcr.io/a/b:latest": true, "ghcr.io/a/c:latest": true}); len(pins) != 2 {
+		if pins := l.at(t.Context(), map[look]bool{{"p", "ghcr.io/a/b:latest"}: true, {"p", "ghcr.io/a/c:latest"}: true})["p"]; len(pins) != 2 {
 			t.Errorf("pins %v, want the prompt one's", pins)
 		}
 		if len(l.problems) != 2 || time.Since(begin) != askTimeout || fmt.Sprint(asked) != "[1 1]" {
@@ -83,11 +83,11 @@ func TestSilentReplica(t *testing.T) {
 func TestGiveUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		l := &looks{replicas: []Replica{silent{}}, log: slog.New(slog.DiscardHandler), asked: map[string]bool{}}
+		l := newLooks([]Replica{silent{}}, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if pins := l.at(ctx, map[string]bool{"ghcr.io/a/b:latest": true}); len(pins)+len(l.problems) != 0 || len(l.replicas) != 1 {
-			t.Errorf("pins %v, problems %v, replicas %v", pins, l.problems, l.replicas)
+		if pins := l.at(ctx, map[look]bool{{"p", "ghcr.io/a/b:latest"}: true}); len(pins)+len(l.problems)+len(l.failed) != 0 {
+			t.Errorf("pins %v, problems %v, failed %v", pins, l.problems, l.failed)
 		}
 	})
 }
@@ -96,12 +96,12 @@ func TestGiveUp(t *testing.T) {
 func TestLargeQuestions(t *testing.T) {
 	t.Parallel()
 	var asked []int
-	l := &looks{replicas: []Replica{prompt{&asked}}, log: slog.New(slog.DiscardHandler), asked: map[string]bool{}, newest: map[string]lock.Pin{}}
-	images := map[string]bool{}
+	l := newLooks([]Replica{prompt{&asked}}, slog.New(slog.DiscardHandler))
+	images := map[look]bool{}
 	for i := range 2500 {
-		images[fmt.Sprintf("ghcr.io/a/b%d:latest", i)] = true
+		images[look{"p", fmt.Sprintf("ghcr.io/a/b%d:latest", i)}] = true
 	}
-	if pins := l.at(t.Context(), images); len(pins) != 2500 || fmt.Sprint(asked) != "[1000 1000 500]" {
+	if pins := l.at(t.Context(), images)["p"]; len(pins) != 2500 || fmt.Sprint(asked) != "[1000 1000 500]" {
 		t.Errorf("%d pins, asked %v", len(pins), asked)
 	}
 }

@@ -25,8 +25,9 @@ type target struct {
 
 // observation is what the ledgers say of one path: Applications may share it.
 type observation struct {
-	apps []string
-	pins []lock.Pin // newest look at each image, sorted by image
+	apps     []string
+	projects map[string]bool // whose credentials may look at its images
+	pins     []lock.Pin      // newest look at each image, sorted by image
 }
 
 // followed is a target revision of a repository, and the renders of Applications that follow it.
@@ -113,10 +114,11 @@ func (t *target) add(docs []lock.Document) {
 		dir := path.Clean(d.Source.Path) // Argo CD takes "./a", "a/" and "" for the root
 		o := t.paths[dir]
 		if o == nil {
-			o = &observation{}
+			o = &observation{projects: map[string]bool{}}
 			t.paths[dir] = o
 		}
 		o.apps = append(o.apps, d.Source.Application)
+		o.projects[d.Source.Project] = true
 		o.pins = newestPins(append(o.pins, d.Pins...))
 	}
 }

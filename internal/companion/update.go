@@ -78,7 +78,7 @@ func (u *updater) attempt(ctx context.Context, tip *gitrepo.Snapshot) error {
 	if err != nil {
 		return err
 	}
-	seen := u.looks.at(ctx, u.images(locks))
+	seen := u.looks.at(ctx, u.wanted(locks))
 	change := gitrepo.Change{Files: map[string][]byte{}, Author: u.c.o.Author, When: time.Now()}
 	var moves []move
 	for _, dir := range slices.Sorted(maps.Keys(locks)) {
@@ -193,26 +193,28 @@ func gone(tip *gitrepo.Snapshot, dir string) bool {
 
 func lockFile(dir string) string { return path.Join(dir, lock.FileName) }
 
-// images returns what the locks track and what is rendered beside them.
-func (u *updater) images(locks map[string]*lock.Document) map[string]bool {
-	images := map[string]bool{}
+// wanted returns what the locks track and what is rendered beside them, as each project sees it that renders there.
+func (u *updater) wanted(locks map[string]*lock.Document) map[look]bool {
+	wanted := map[look]bool{}
 	for dir, doc := range locks {
-		for _, p := range u.target.paths[dir].pins {
-			images[p.Image] = true
-		}
+		o := u.target.paths[dir]
+		pins := o.pins
 		if doc != nil {
-			for _, p := range doc.Pins {
-				images[p.Image] = true
+			pins = slices.Concat(pins, doc.Pins)
+		}
+		for project := range o.projects {
+			for _, p := range pins {
+				wanted[look{project, p.Image}] = true
 			}
 		}
 	}
-	return images
+	return wanted
 }
 
 // observed returns what a path's lock is to learn: the newest look at each of its images, and at those rendered there
 // that it lacks. Only a look at the registry moves a pin. What a ledger says of an image that the lock has comes from
 // the lock of the commit that was rendered, which may be anybody's, and dated as they please.
-func observed(doc *lock.Document, o *observation, seen []lock.Pin) []lock.Pin {
+func observed(doc *lock.Document, o *observation, seen map[string][]lock.Pin) []lock.Pin {
 	var pins []lock.Pin
 	rendered := map[string]bool{}
 	for _, p := range o.pins {
@@ -221,9 +223,11 @@ func observed(doc *lock.Document, o *observation, seen []lock.Pin) []lock.Pin {
 			pins = append(pins, p)
 		}
 	}
-	for _, p := range seen {
-		if _, locked := doc.Find(p.Image); locked || rendered[p.Image] {
-			pins = append(pins, p)
+	for _, project := range slices.Sorted(maps.Keys(o.projects)) {
+		for _, p := range seen[project] {
+			if _, locked := doc.Find(p.Image); locked || rendered[p.Image] {
+				pins = append(pins, p)
+			}
 		}
 	}
 	return newestPins(pins)
