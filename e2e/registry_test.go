@@ -42,7 +42,7 @@ func (r *registryServer) start(t *testing.T) {
 	cmd := self(t, asRegistry, "serve", filepath.Join(r.dir, "config.yml"))
 	cmd.Env = []string{"OTEL_TRACES_EXPORTER=none"}
 	r.proc = start(t, cmd, r.log)
-	r.proc.waitReady(t, func(ctx context.Context) error { return checkOK(ctx, "http://"+r.addr+"/v2/") })
+	r.proc.waitReady(t, func(ctx context.Context) error { return dial(ctx, "tcp", r.addr) })
 }
 
 func (r *registryServer) stop() { r.proc.kill() }

@@ -27,12 +27,7 @@ type stack struct {
 
 func newStack(t *testing.T) *stack {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "e2e") // t.TempDir would make the socket paths too long
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-
+	dir := shortDir(t)
 	registry := startRegistry(t, "")
 	git := startGit(t, tree(t, registry.addr))
 	s := &stack{registry: registry, tokenFile: filepath.Join(dir, "token")}
@@ -40,6 +35,17 @@ func newStack(t *testing.T) *stack {
 	socket := s.startResolver(t, dir, freeAddr(t))
 	s.argoCD = startArgoCD(t, dir, git, "unix://"+socket)
 	return s
+}
+
+// shortDir is a temporary directory whose name leaves room for a socket's; that of t.TempDir does not.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "e2e")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // tree is testdata/repo with the registry's address filled in.
