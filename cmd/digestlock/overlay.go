@@ -16,6 +16,7 @@ import (
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
 	"github.com/digestlock/digestlock/internal/registry"
+	"github.com/digestlock/digestlock/internal/remotebase"
 	"github.com/digestlock/digestlock/plugin"
 )
 
@@ -39,6 +40,7 @@ type overlay struct {
 	enableHelm        bool
 	helm              string
 	offline           bool
+	remote            []string
 }
 
 // overlayFlags adds the flags of an overlay.
@@ -67,6 +69,7 @@ func overlayFlags(flags *cli.Flags) *overlay {
 	flags.StringVar(&o.helm, "helm-command", "/usr/local/bin/helm", "absolute path of the helm binary, with --enable-helm")
 	flags.BoolVar(&o.offline, "offline", false, "ask neither resolver nor registry: "+lock.FileName+" decides, in any mode, and an image that it lacks is an error")
 	credentialsFlags(flags, &o.credentials)
+	flags.StringSliceVar(&o.remote, "allow-remote", nil, "operator's list: `host[:port]` that kustomizations may name https files and Git bases on, with ?ref=TAG (repeatable)")
 	flags.DurationVar(&o.timeout, "timeout", defaultTimeout, "give up after this long; keep it below Argo CD's own limit of 60s")
 	return o
 }
@@ -86,6 +89,10 @@ func (o *overlay) render(ctx context.Context, env cli.Env, args []string) (r plu
 	}
 	if err := r.Settings.Allow(o.allowed); err != nil {
 		return r, nil, nil, err
+	}
+	r.Settings.Build.Remote, err = remotebase.New(o.remote)
+	if err != nil {
+		return r, nil, nil, cli.Usage(fault.Hint(err), "--allow-remote: %w", err)
 	}
 	if o.enableHelm && !filepath.IsAbs(o.helm) {
 		return r, nil, nil, cli.Usage("give the path that the image has helm at", "--helm-command: %q is not an absolute path", o.helm)

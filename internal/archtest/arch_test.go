@@ -16,7 +16,7 @@ const module = "github.com/digestlock/digestlock/"
 // ours lists which packages of this module a package may import. One that is missing here may import none; one that
 // nobody may import is a command or a leaf nobody needs. Cmd → plugin, companion, daemon → leaves, and never back.
 var ours = map[string][]string{
-	"cmd/digestlock":                   {"internal/access", "internal/api", "internal/cache", "internal/cli", "internal/credentials", "internal/daemon", "internal/demo", "internal/fault", "internal/image", "internal/lock", "internal/registry", "internal/render", "plugin"},
+	"cmd/digestlock":                   {"internal/access", "internal/api", "internal/cache", "internal/cli", "internal/credentials", "internal/daemon", "internal/demo", "internal/fault", "internal/image", "internal/lock", "internal/registry", "internal/remotebase", "internal/render", "plugin"},
 	"cmd/docker-credential-digestlock": {"internal/cloud"},
 	"cmd/digestlock-companion":         {"internal/api", "internal/cli", "internal/companion", "internal/fault", "internal/gitrepo"},
 
@@ -41,7 +41,8 @@ var ours = map[string][]string{
 	"internal/lock":        {"internal/fault", "internal/image"},
 	"internal/pin":         {"internal/fault", "internal/image"},
 	"internal/registry":    {"internal/credentials", "internal/fault", "internal/image"},
-	"internal/render":      {"internal/fault"},
+	"internal/remotebase":  {"internal/fault", "internal/gitrepo"},
+	"internal/render":      {"internal/fault", "internal/remotebase"},
 }
 
 // theirs lists who may import a module of somebody else's that has exactly one door. Prefixes match whole elements.

@@ -20,8 +20,9 @@ const (
 // The overlay.
 const (
 	NoKustomization   Code = "no-kustomization"
-	Kustomize         Code = "kustomize" // kustomize's own word
-	RemoteBase        Code = "remote-base"
+	Kustomize         Code = "kustomize"    // kustomize's own word
+	RemoteBase        Code = "remote-base"  // one that is refused as it is named
+	RemoteFetch       Code = "remote-fetch" // one that is allowed and cannot be had
 	OutsideRepository Code = "outside-repository"
 	FileUnreadable    Code = "file-unreadable"
 	TooLarge          Code = "too-large" // of an overlay, or of a repository

@@ -33,8 +33,8 @@ func (r *Remote) explain(ctx context.Context, doing string, err error) error {
 	if ctx.Err() != nil {
 		return stopped(ctx, doing)
 	}
-	for _, own := range ours {
-		if errors.Is(err, own) {
+	for _, known := range ours {
+		if errors.Is(err, known) {
 			return fmt.Errorf("%s: %w", doing, err)
 		}
 	}
@@ -43,6 +43,7 @@ func (r *Remote) explain(ctx context.Context, doing string, err error) error {
 	_, refused := errors.AsType[*sshRefusal](err)
 	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
 	exit, exited := errors.AsType[*sshExit](err)
+	f, own := errors.AsType[*fault.Error](err)
 	switch {
 	case refused, errors.Is(err, transport.ErrAuthenticationRequired):
 		return fault.New(fault.GitAccess, "check the credentials of this repository", "%s: %w: %s", doing, ErrAuth, words)
@@ -60,13 +61,12 @@ func (r *Remote) explain(ctx context.Context, doing string, err error) error {
 		return fault.New(fault.GitURL, "use the address that the server redirects to", "%s: %w", doing, errRedirect)
 	case errors.Is(err, errHostKey):
 		return hostKeyFault(doing, err)
+	case own: // of a transport too, inside of a network error
+		return fault.New(f.Code, f.Hint, "%s: %s", doing, words)
 	case untrusted:
 		return fault.New(fault.GitCertificate, "give the CA that signed the server's certificate", "%s: %s", doing, words)
 	case isDown(err):
 		return fault.New(fault.GitUnavailable, "check that the Git server is up and can be reached from here", "%s: %s", doing, words)
-	}
-	if f, ok := errors.AsType[*fault.Error](err); ok {
-		return fault.New(f.Code, f.Hint, "%s: %s", doing, words)
 	}
 	return fmt.Errorf("%s: %s", doing, words)
 }

@@ -35,7 +35,7 @@ func (s *Snapshot) load(ctx context.Context, session transport.UploadPackSession
 		must(req.Capabilities.Set(capability.Filter))
 		req.Filter = packp.FilterBlobNone()
 	}
-	if err := s.fetch(ctx, session, req, maxInflated); err != nil {
+	if err := s.fetch(ctx, session, req, s.maxBytes); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -57,7 +57,7 @@ func (s *Snapshot) fetchBlobs(ctx context.Context, blobs []plumbing.Hash) error 
 	}
 	req := s.request(s.commit)
 	s.shallow(req)
-	if again := s.fetchAnew(ctx, req, maxInflated); again != nil {
+	if again := s.fetchAnew(ctx, req, s.maxBytes); again != nil {
 		return err
 	}
 	return nil
@@ -114,7 +114,7 @@ func (s *Snapshot) fetch(ctx context.Context, session transport.UploadPackSessio
 	if len(pack) == maxPack {
 		return fault.New(fault.TooLarge, "let the Git server offer filters (uploadpack.allowFilter)", "the repository weighs more than %d MiB", maxPack>>20)
 	}
-	if err := weigh(pack, maxObject); err != nil {
+	if err := weigh(pack, maxObject, s.maxBytes); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -128,8 +128,9 @@ func (s *Snapshot) fetch(ctx context.Context, session transport.UploadPackSessio
 }
 
 // weigh refuses a pack that would not fit in memory once inflated: a few MiB of it can hold many GiB of zeros, and
-// anybody who may commit to the repository can put them there. It returns errTooLarge for a single object.
-func weigh(pack []byte, maxObject int64) error {
+// anybody who may commit to the repository can put them there. It returns errTooLarge for a single object, unless one may
+// be as large as all together.
+func weigh(pack []byte, maxObject, maxTotal int64) error {
 	sc := packfile.NewScanner(bytes.NewReader(pack))
 	_, n, err := sc.Header()
 	if err != nil {
@@ -142,7 +143,7 @@ func weigh(pack []byte, maxObject int64) error {
 			return err
 		}
 		start := prefix{left: h.Length}
-		if h.Length <= maxObject && total+h.Length <= maxInflated {
+		if h.Length <= maxObject && total+h.Length <= maxTotal {
 			if _, _, err := sc.NextObject(&start); err != nil {
 				return err
 			}
@@ -152,12 +153,12 @@ func weigh(pack []byte, maxObject int64) error {
 			size = max(size, start.target())
 		}
 		total += size
-		if maxObject < maxInflated && size > maxObject {
+		if maxObject < maxTotal && size > maxObject {
 			return errTooLarge
 		}
-		if total > maxInflated {
-			return fault.New(fault.TooLarge, "let the Git server offer filters (uploadpack.allowFilter)",
-				"the repository inflates to more than %d MiB", maxInflated>>20)
+		if total > maxTotal {
+			return fault.New(fault.TooLarge, "let the Git server offer filters (uploadpack.allowFilter), or use a smaller repository",
+				"the repository inflates to more than %d bytes", maxTotal)
 		}
 	}
 	return nil

@@ -23,16 +23,16 @@ const maxReason = 4 << 10
 var errRedirect = errors.New("the server redirects to another host")
 
 func (r *Remote) openHTTP(u *url.URL, a Auth) error {
-	r.name = (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 	if a.Username == "" {
 		a.Username = u.User.Username()
-	}
-	if u.Scheme == "http" && (a.Username != "" || a.Password != "" || a.Token != "") {
-		return fault.New(fault.GitCredentials, "use https", "credentials for %s would travel unencrypted", r.name)
 	}
 	roots, err := rootCAs(a.CA)
 	if err != nil {
 		return err
+	}
+	r.speakHTTP(u, httpTransport(roots))
+	if u.Scheme == "http" && (a.Username != "" || a.Password != "" || a.Token != "") {
+		return fault.New(fault.GitCredentials, "use https", "credentials for %s would travel unencrypted", r.name)
 	}
 	switch {
 	case a.Token != "":
@@ -41,11 +41,12 @@ func (r *Remote) openHTTP(u *url.URL, a Auth) error {
 		r.auth = &githttp.BasicAuth{Username: a.Username, Password: a.Password}
 	}
 	r.secrets = []string{a.Token, a.Password, base64.StdEncoding.EncodeToString([]byte(a.Username + ":" + a.Password))}
-	r.transport = githttp.NewClient(&http.Client{
-		Transport:     limited{httpTransport(roots)},
-		CheckRedirect: sameHost,
-	})
 	return nil
+}
+
+func (r *Remote) speakHTTP(u *url.URL, rt http.RoundTripper) {
+	r.name = (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
+	r.transport = githttp.NewClient(&http.Client{Transport: limited{rt}, CheckRedirect: sameHost})
 }
 
 // rootCAs returns the system's roots and those in bundle; nil stands for the system's alone.

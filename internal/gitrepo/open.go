@@ -1,6 +1,7 @@
 package gitrepo
 
 import (
+	"net/http"
 	"net/url"
 	"regexp"
 	"strconv"
@@ -25,6 +26,32 @@ func Open(rawURL string, a Auth) (*Remote, error) {
 	if err != nil {
 		return nil, err
 	}
+	r := newRemote(u)
+	open := r.openHTTP
+	if u.Scheme == "ssh" {
+		open = r.openSSH
+	}
+	if err := open(u, a); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// OpenThrough is Open for an https repository that is read without credentials, by way of rt alone.
+func OpenThrough(rawURL string, rt http.RoundTripper) (*Remote, error) {
+	u, err := parse(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	if u.Scheme != "https" || u.User != nil {
+		return nil, fault.New(fault.GitURL, "use https://host/path", "repository URL on %s is not plain https", u.Host)
+	}
+	r := newRemote(u)
+	r.speakHTTP(u, rt)
+	return r, nil
+}
+
+func newRemote(u *url.URL) *Remote {
 	r := &Remote{
 		last: map[plumbing.ReferenceName]*Snapshot{},
 		endpoint: transport.Endpoint{
@@ -34,14 +61,7 @@ func Open(rawURL string, a Auth) (*Remote, error) {
 		},
 	}
 	r.endpoint.Port, _ = strconv.Atoi(u.Port()) // url.Parse admits digits only; 0 is the scheme's own port
-	open := r.openHTTP
-	if u.Scheme == "ssh" {
-		open = r.openSSH
-	}
-	if err := open(u, a); err != nil {
-		return nil, err
-	}
-	return r, nil
+	return r
 }
 
 // parse returns rawURL with one of the three schemes, a host, a path, and no password.

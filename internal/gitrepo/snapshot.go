@@ -34,7 +34,8 @@ type Snapshot struct {
 	commit   plumbing.Hash
 	tree     plumbing.Hash
 	caps     *capability.List
-	partial  bool // fetched without file contents
+	partial  bool  // fetched without file contents
+	maxBytes int64 // of what is fetched at once, inflated
 
 	mu      sync.Mutex // guards what follows
 	objects *memory.Storage
@@ -44,8 +45,9 @@ func newSnapshot(r *Remote, branch plumbing.ReferenceName, tip plumbing.Hash, ca
 	wants := caps.Supports(capability.AllowReachableSHA1InWant) || caps.Supports(capability.AllowTipSHA1InWant)
 	return &Snapshot{
 		remote: r, branch: branch, commit: tip, caps: caps,
-		partial: wants && caps.Supports(capability.Filter),
-		objects: memory.NewStorage(),
+		partial:  wants && caps.Supports(capability.Filter),
+		maxBytes: maxInflated,
+		objects:  memory.NewStorage(),
 	}
 }
 

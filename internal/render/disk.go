@@ -57,7 +57,7 @@ func jail(dir string) string {
 	return up
 }
 
-// disk is the file system of one build: regular files below root, up to its limits. A build needs CleanedAbs and
+// disk is the file system of one build: regular files below root and below fetched bases, up to its limits. A build needs CleanedAbs and
 // ReadFile; for all else there is an empty file system in memory, so that nothing can be listed or written.
 type disk struct {
 	filesys.FileSystem
@@ -67,7 +67,9 @@ type disk struct {
 	clean   map[string]bool
 	refused error // the first file that could not be read: krusty passes over a kustomization that it cannot read
 
-	edited         map[string][]byte // what krusty gets instead, by path
+	remotes *remotes // nil when none are allowed
+
+	edited         map[string][]byte // what the parameters make of a kustomization, by path
 	kustomizations []file
 	configurations map[string][]byte // by path, nil until krusty reads it
 }
@@ -109,17 +111,32 @@ func (d *disk) resolve(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if !d.holds(abs) {
+	root := d.rootOf(abs)
+	if !holds(root, abs) {
 		return "", outside
 	}
 	real, err := filepath.EvalSymlinks(abs)
-	if missing, ok := errors.AsType[*fs.PathError](err); ok && !d.holds(missing.Path) || err == nil && !d.holds(real) {
+	if missing, ok := errors.AsType[*fs.PathError](err); ok && !holds(root, missing.Path) || err == nil && !holds(root, real) {
 		return "", outside
 	}
 	return real, err
 }
 
-func (d *disk) holds(name string) bool { return filesys.ConfirmedDir(name).HasPrefix(d.root) }
+// rootOf returns the directory that what begins at name may not leave: that of a fetched base, or the repository's.
+func (d *disk) rootOf(name string) filesys.ConfirmedDir {
+	if d.remotes != nil {
+		for root := range d.remotes.bases {
+			if holds(filesys.ConfirmedDir(root), name) {
+				return filesys.ConfirmedDir(root)
+			}
+		}
+	}
+	return d.root
+}
+
+func holds(root filesys.ConfirmedDir, name string) bool {
+	return filesys.ConfirmedDir(name).HasPrefix(root)
+}
 
 // ReadFile reads a regular file.
 func (d *disk) ReadFile(name string) ([]byte, error) {
@@ -127,20 +144,26 @@ func (d *disk) ReadFile(name string) ([]byte, error) {
 	switch f := (file{name, data}); {
 	case err != nil:
 	case slices.Contains(konfig.RecognizedKustomizationFileNames(), filepath.Base(name)):
-		err = d.note(f)
+		if err = d.note(f); err == nil {
+			data, err = d.serve(f)
+		}
 	case d.helm:
 		err = f.hiddenChart()
 	}
 	if _, ok := d.configurations[name]; ok {
 		d.configurations[name] = data
 	}
-	if err != nil && d.refused == nil {
-		d.refused = err
-	}
-	if edited, ok := d.edited[name]; ok && err == nil {
-		return edited, nil
+	if err != nil {
+		d.refuse(err)
 	}
 	return data, err
+}
+
+// refuse makes err the one of the build unless there is one.
+func (d *disk) refuse(err error) {
+	if d.refused == nil {
+		d.refused = err
+	}
 }
 
 func (d *disk) read(name string) ([]byte, error) {

@@ -109,12 +109,23 @@ func TestSecretsAreCut(t *testing.T) {
 	}
 }
 
+// TestTokenOfGenerator: kustomize takes the token for the name of a file, and says so.
+func TestTokenOfGenerator(t *testing.T) {
+	dir := t.TempDir()
+	for _, entry := range []string{"https://127.0.0.1:1/x?token=hunter2", "https://127.0.0.1:1/x?a=b&token=hunter2", "key=https://127.0.0.1:1/x?token=hunter//2"} {
+		for _, kind := range []string{"configMapGenerator", "secretGenerator"} {
+			write(t, dir, "KUST", kind+":\n- name: x\n  files: ['"+entry+"']", "b/kustomization.yaml", "resources: []")
+			refused(t, dir, usual, "names a remote base or file: in kustomization.yaml:3: https://127.0.0.1:1/x")
+		}
+	}
+}
+
 // TestTemporaryFiles: krusty's end below a directory that is gone after the build; where there is none, it renders.
 func TestTemporaryFiles(t *testing.T) {
 	dir, tmp := t.TempDir(), t.TempDir()
 	write(t, dir, "KUST", "resources: [a.yaml]", "a.yaml", pod)
 	t.Setenv("TMPDIR", tmp)
-	restore := guard("private")
+	restore := guard("private", nil)
 	if got := os.Getenv("TMPDIR"); got != "private" {
 		t.Errorf("TMPDIR %q", got)
 	}

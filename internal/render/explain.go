@@ -53,20 +53,25 @@ var hints = []struct{ part, hint string }{
 // out where we know it.
 func explain(err error, dir string, d *disk) error {
 	if hint := fault.Hint(err); hint != "" { // ours, from disk
-		return fault.New(fault.CodeOf(err), hint, "kustomize build: %s", relative(err.Error(), dir))
+		return fault.New(fault.CodeOf(err), hint, "kustomize build: %s", relative(d.remotes.named(err.Error()), dir))
 	}
 	remote := errors.Is(err, exec.ErrNotFound) || strings.Contains(err.Error(), errRemote.Error()) ||
 		strings.Contains(err.Error(), "no 'git' program on path")
 	text := strings.Join(strings.Fields(withoutSecrets(relative(err.Error(), dir))), " ")
 	entry := ""
 	if remote {
-		entry = relative(d.remote(text), dir)
+		entry = relative(d.remotes.named(d.remote(text)), dir)
 	}
 	for _, r := range rewrites {
 		text = regexp.MustCompile(r.pattern).ReplaceAllString(text, r.with)
 	}
+	text = d.remotes.named(text)
+	if addressWithKey.MatchString(err.Error()) { // what follows "=" may be a token, and krusty's words are about that
+		return fault.New(fault.RemoteBase, "copy the file into this repository: a generator cannot have an address with = in it",
+			"kustomize build: %w: %s", errRemote, cmp.Or(relative(d.remotes.named(d.lastEntry(text)), dir), "in a generator"))
+	}
 	if remote {
-		return fault.New(fault.RemoteBase, "copy the base into this repository: remote bases are refused, what they serve can change without a commit",
+		return fault.New(fault.RemoteBase, "copy the base into this repository, what is served elsewhere can change without a commit; or the operator allows the host with --allow-remote, for https and with ?ref=TAG",
 			"kustomize build: %w: %s", errRemote, cmp.Or(entry, strings.TrimSuffix(text, ": no such file or directory")))
 	}
 	code, hint := fault.Kustomize, "run \"kustomize build\" in this directory to see the same error with its context"
@@ -83,6 +88,9 @@ func explain(err error, dir string, d *disk) error {
 }
 
 var (
+	// addressWithKey is an entry of a generator's files that kustomize splits at the "=" of the address's query.
+	addressWithKey = regexp.MustCompile(`file sources: \[[^\]]*://[^\]\s]*=`)
+
 	credentials = regexp.MustCompile(`://[^/\s'"]*@`)
 	query       = regexp.MustCompile(`(://[^\s'"?]*)\?[^\s'"]*|\?[\w.-]+=[^\s'"]*`)
 )

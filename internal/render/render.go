@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/kustomize/api/resmap"
 
 	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/remotebase"
 )
 
 // KustomizeVersion is the release of the kustomize CLI whose output this package gives. The module behind it is
@@ -43,8 +44,8 @@ type Output struct {
 }
 
 // Build renders the kustomization in dir as "kustomize build" does: files below their kustomization only, no plugins,
-// no exec, no containers, nothing over the network, and nothing outside of the repository (see jail). It changes
-// process-wide state while it runs (see guard), so that a process calls it once; two calls never overlap.
+// no exec, no containers, nothing over the network but by o.Remote, and nothing outside of the repository (see jail). It
+// changes process-wide state while it runs (see guard), so that a process calls it once; two calls never overlap.
 //
 // Build honours ctx by returning early; krusty itself cannot be stopped, so that the caller is expected to end the
 // process then. Errors carry a hint where there is one.
@@ -54,8 +55,9 @@ func Build(ctx context.Context, dir string, o Options) (*Output, error) {
 
 // Options are what a build does beside "kustomize build". The zero value is nothing.
 type Options struct {
-	Edits Edits
-	Helm  Helm
+	Edits  Edits
+	Helm   Helm
+	Remote *remotebase.Client // fetches bases and files from elsewhere, for one build; nil refuses them
 }
 
 func buildWithin(ctx context.Context, dir string, o Options, l limits) (*Output, error) {
@@ -73,6 +75,15 @@ func buildWithin(ctx context.Context, dir string, o Options, l limits) (*Output,
 	}
 	d := newDisk(jail(dir), l)
 	d.helm = o.Helm.Command != ""
+	if o.Remote != nil {
+		if err != nil {
+			return nil, fault.New(fault.FileUnreadable, "mount a writable directory for temporary files, where remote bases are allowed", "%w", err)
+		}
+		if d.remotes, err = newRemotes(ctx, o.Remote, tmp); err != nil {
+			return nil, err
+		}
+		defer d.remotes.wait()
+	}
 	if !o.Edits.None() {
 		if err := d.apply(o.Edits, dir); fault.CodeOf(err) == fault.Parameter {
 			return nil, err
@@ -93,6 +104,9 @@ func buildWithin(ctx context.Context, dir string, o Options, l limits) (*Output,
 	case r := <-done:
 		if r.err != nil {
 			return nil, explain(r.err, dir, d)
+		}
+		if err := d.origins(r.m); err != nil {
+			return nil, err
 		}
 		return &Output{objects: objects(r.m), encode: r.m.AsYaml, configurations: d.configurations, maxBytes: l.output}, nil
 	case <-ctx.Done():
@@ -154,7 +168,7 @@ var building sync.Mutex
 func guarded(d *disk, dir, tmp string, helm Helm) (m resmap.ResMap, err error) {
 	building.Lock()
 	defer building.Unlock()
-	defer guard(tmp)()
+	defer guard(tmp, web{d})()
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("kustomize panicked: %v", p)
@@ -171,12 +185,12 @@ func guarded(d *disk, dir, tmp string, helm Helm) (m resmap.ResMap, err error) {
 }
 
 // guard closes what krusty offers no option for and returns the function that opens it again: its loader fetches
-// http(s) through http.DefaultTransport and Git bases by starting whatever "git" PATH names, and its deprecation
+// http(s) through http.DefaultTransport, which becomes network, and Git bases by starting whatever "git" PATH names, and its deprecation
 // notices go straight to os.Stderr and the standard logger, where Argo CD would show them in front of an error. Its
 // temporary files go below tmp unless that is "".
-func guard(tmp string) (restore func()) {
+func guard(tmp string, network http.RoundTripper) (restore func()) {
 	transport, stderr, logTo := http.DefaultTransport, os.Stderr, log.Writer()
-	http.DefaultTransport = noNetwork{}
+	http.DefaultTransport = network
 	restorePath, restoreTmp := setenv("PATH", ""), func() {}
 	if tmp != "" {
 		restoreTmp = setenv("TMPDIR", tmp)
@@ -207,7 +221,3 @@ func setenv(key, value string) (restore func()) {
 		}
 	}
 }
-
-type noNetwork struct{}
-
-func (noNetwork) RoundTrip(*http.Request) (*http.Response, error) { return nil, errRemote }

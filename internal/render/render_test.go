@@ -3,6 +3,7 @@ package render
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"log"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 	"sigs.k8s.io/kustomize/api/provenance"
+	"sigs.k8s.io/kustomize/api/types"
 
 	"github.com/digestlock/digestlock/internal/fault"
 )
@@ -24,7 +26,8 @@ import (
 // The tests of this package are not parallel: Build changes the process while it runs.
 
 // TestCLI compares with what the kustomize CLI v5.8.2 printed: each file of testdata is an overlay, and want.yaml in
-// it is the CLI's output. The overlay's YAML with Windows line endings gives the same.
+// it is the CLI's output. The overlay's YAML with Windows line endings gives the same, and so do its kustomizations in
+// the form in which those with a remote base are served.
 func TestCLI(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -35,20 +38,18 @@ func TestCLI(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, ending := range []string{"\n", "\r\n"} {
-			name := strings.TrimSuffix(filepath.Base(file), ".txtar")
-			if ending != "\n" {
-				name += "_crlf"
-			}
-			t.Run(name, func(t *testing.T) {
+		for _, form := range []string{"", "_crlf", "_served"} {
+			t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar")+form, func(t *testing.T) {
 				dir, want := t.TempDir(), ""
 				for _, f := range archive.Files {
 					switch {
 					case f.Name == "want.yaml":
 						want = strings.ReplaceAll(string(f.Data), "kustomize-VERSION", "kustomize-"+provenance.GetProvenance().Semver())
 						continue
-					case filepath.Ext(f.Name) == ".yaml":
-						f.Data = bytes.ReplaceAll(f.Data, []byte("\n"), []byte(ending))
+					case form == "_crlf" && filepath.Ext(f.Name) == ".yaml":
+						f.Data = bytes.ReplaceAll(f.Data, []byte("\n"), []byte("\r\n"))
+					case form == "_served" && filepath.Base(f.Name) == "kustomization.yaml":
+						f.Data = served(t, f.Data)
 					}
 					write(t, dir, f.Name, string(f.Data))
 				}
@@ -58,6 +59,19 @@ func TestCLI(t *testing.T) {
 			})
 		}
 	}
+}
+
+func served(t *testing.T, kustomization []byte) []byte {
+	t.Helper()
+	var k types.Kustomization
+	if err := k.Unmarshal(kustomization); err != nil {
+		t.Fatal(err)
+	}
+	data, err := json.Marshal(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }
 
 func build(t *testing.T, dir string) string {
