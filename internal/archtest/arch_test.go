@@ -40,8 +40,8 @@ var ours = map[string][]string{
 	"internal/hook":        {"internal/image"},
 	"internal/lock":        {"internal/fault", "internal/image"},
 	"internal/pin":         {"internal/fault", "internal/image"},
-	"internal/registry":    {"internal/credentials", "internal/fault", "internal/image"},
-	"internal/remotebase":  {"internal/fault", "internal/gitrepo"},
+	"internal/registry":    {"internal/credentials", "internal/fault", "internal/image", "internal/netaddr"},
+	"internal/remotebase":  {"internal/fault", "internal/gitrepo", "internal/netaddr"},
 	"internal/render":      {"internal/fault", "internal/remotebase"},
 }
 

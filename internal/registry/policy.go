@@ -13,6 +13,7 @@ import (
 	"golang.org/x/net/publicsuffix"
 
 	"github.com/digestlock/digestlock/internal/image"
+	"github.com/digestlock/digestlock/internal/netaddr"
 )
 
 // Hosts is a list of globs, in the syntax of [path.Match], for hosts with their port where the image's name has one.
@@ -163,79 +164,15 @@ func (p policy) literal(req *http.Request) error {
 // connect refuses an address that a connection to host, with its port, must not go to. It is asked after DNS and for
 // every connection, so that neither a name, a redirect, a realm nor an answer that changes gets past it.
 func (p policy) connect(host string, ip netip.Addr) error {
-	switch kind := classify(ip); {
-	case kind == public, kind == private && p.private:
+	switch kind := netaddr.KindOf(ip); {
+	case kind == netaddr.Public, kind == netaddr.Private && p.private:
 		return nil
-	case (kind == private || kind == loopback) && p.named[host]:
+	case (kind == netaddr.Private || kind == netaddr.Loopback) && p.named[host]:
 		return nil
-	case kind == private:
+	case kind == netaddr.Private:
 		return refusal{errPrivate, host}
-	case kind == loopback:
+	case kind == netaddr.Loopback:
 		return refusal{errLoopback, host}
 	}
 	return refusal{errReserved, host}
-}
-
-// kind is what an address is for.
-type kind int
-
-const (
-	public   kind = iota
-	private       // of somebody's own network
-	loopback      // this machine, or this pod
-	reserved      // nobody's registry: link-local, multicast, metadata of clouds
-)
-
-// reservedRanges are refused whatever the flags say. Some lie inside of ranges that are not.
-var reservedRanges = prefixes(
-	"0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", // "this" network, link-local, multicast and above
-	"192.0.0.0/24", "168.63.129.16/32", "100.100.100.200/32", // metadata of Oracle, Azure, Alibaba
-	"::/128", "fe80::/10", "fec0::/10", "ff00::/8",
-	"fd00:ec2::/32", "fd20:ce::/32", // metadata of Amazon, Google
-	"64:ff9b:1::/48", "2001::/32", // local NAT64 and Teredo hide an IPv4 address that cannot be told
-)
-
-var privateRanges = prefixes(
-	"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15", "fc00::/7",
-)
-
-func prefixes(texts ...string) []netip.Prefix {
-	var out []netip.Prefix
-	for _, t := range texts {
-		out = append(out, netip.MustParsePrefix(t))
-	}
-	return out
-}
-
-// embeddings are the IPv6 ranges that stand for an IPv4 address, and the byte where that begins.
-var embeddings = []struct {
-	netip.Prefix
-	at int
-}{
-	{netip.MustParsePrefix("64:ff9b::/96"), 12},    // NAT64
-	{netip.MustParsePrefix("::ffff:0:0:0/96"), 12}, // IPv4-translated
-	{netip.MustParsePrefix("2002::/16"), 2},        // 6to4
-	{netip.MustParsePrefix("::/96"), 12},           // IPv4-compatible
-}
-
-func classify(ip netip.Addr) kind {
-	ip = ip.Unmap().WithZone("")
-	in := func(ranges []netip.Prefix) bool {
-		return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(ip) })
-	}
-	switch {
-	case ip.IsLoopback():
-		return loopback
-	case in(reservedRanges):
-		return reserved
-	case in(privateRanges):
-		return private
-	}
-	for _, e := range embeddings {
-		if e.Contains(ip) {
-			b := ip.As16()
-			return classify(netip.AddrFrom4([4]byte(b[e.at : e.at+4])))
-		}
-	}
-	return public
 }

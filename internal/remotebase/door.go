@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/netaddr"
 )
 
 // maxBody bounds one answer, whoever reads it: for a repository the compressed commit, or the list of its refs.
@@ -100,45 +101,13 @@ func (d *door) control(_, address string, _ syscall.RawConn) error {
 	return d.reachable(ap.Addr().Unmap().WithZone(""))
 }
 
-var (
-	// nat64 addresses hold an IPv4 address in their last four bytes (RFC 6052).
-	nat64 = netip.MustParsePrefix("64:ff9b::/96")
-	// tunnels hold one elsewhere, or are for local use (RFC 3056, 4380, 4291, 8215).
-	tunnels = prefixes("2002::/16", "2001::/32", "::/96", "64:ff9b:1::/48")
-	// shared are addresses inside of a provider's or operator's network, beside those of IsPrivate (RFC 6598, 6890).
-	shared = prefixes("100.64.0.0/10", "192.0.0.0/24", "198.18.0.0/15", "fec0::/10")
-	// never are what IsGlobalUnicast takes for addresses of a host (RFC 1122, 1112).
-	never = prefixes("0.0.0.0/8", "240.0.0.0/4")
-)
-
-func prefixes(list ...string) []netip.Prefix {
-	var out []netip.Prefix
-	for _, p := range list {
-		out = append(out, netip.MustParsePrefix(p))
-	}
-	return out
-}
-
-func within(a netip.Addr, list []netip.Prefix) bool {
-	for _, p := range list {
-		if p.Contains(a) {
-			return true
-		}
-	}
-	return false
-}
-
 // public refuses the addresses of this machine, its links, its cloud's metadata and, unless they are listed, those of
 // networks inside.
 func (d *door) public(a netip.Addr) error {
-	if nat64.Contains(a) {
-		b := a.As16()
-		a = netip.AddrFrom4([4]byte(b[12:]))
-	}
-	if !a.IsGlobalUnicast() || within(a, never) || within(a, tunnels) {
+	switch kind := netaddr.KindOf(a); {
+	case kind == netaddr.Loopback, kind == netaddr.Reserved:
 		return fault.New(fault.RemoteFetch, "use a host that others can reach", "its address is %v, which is never connected to", a)
-	}
-	if (a.IsPrivate() || within(a, shared)) && !d.addresses[a] {
+	case kind == netaddr.Private && !d.addresses[a]:
 		return fault.New(fault.RemoteFetch, "if that is meant, the operator lists the address beside its host: --allow-remote "+a.String(),
 			"its address is %v, which is private", a)
 	}

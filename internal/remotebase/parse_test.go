@@ -118,8 +118,8 @@ func TestPublic(t *testing.T) {
 		t.Error("a proxy connects where it likes")
 	}
 	for address, want := range map[string]string{
-		"93.184.215.14": "", "2606:2800:21f:cb07::1": "", "64:ff9b::5db8:d70e": "", "10.1.2.3": "", "fd00::1": "", "64:ff9b::a01:203": "",
-		"10.1.2.4": "private", "172.16.0.1": "private", "192.168.1.1": "private", "100.100.100.200": "private", "198.18.0.1": "private", "fd00:ec2::254": "private", "64:ff9b::a01:204": "private", "fec0::1": "private",
+		"93.184.215.14": "", "2606:2800:21f:cb07::1": "", "64:ff9b::5db8:d70e": "", "10.1.2.3": "", "fd00::1": "", "64:ff9b::a01:203": "private",
+		"10.1.2.4": "private", "172.16.0.1": "private", "192.168.1.1": "private", "100.100.100.200": "never", "198.18.0.1": "private", "fd00:ec2::254": "never", "64:ff9b::a01:204": "private", "fec0::1": "never",
 		"127.0.0.1": "never", "127.9.9.9": "never", "::1": "never", "0.0.0.0": "never", "0.1.2.3": "never", "::": "never", "169.254.169.254": "never", "fe80::1%eth0": "never",
 		"224.0.0.1": "never", "ff02::1": "never", "255.255.255.255": "never", "240.0.0.1": "never", "::ffff:127.0.0.1": "never", "::ffff:10.1.2.4": "private", "::ffff:100.64.0.1": "private", "64:ff9b::7f00:1": "never",
 		"2002:7f00:1::": "never", "::7f00:1": "never", "2001::1": "never",

@@ -332,8 +332,18 @@ func TestHostileTree(t *testing.T) {
 	to := c.Git(t, "hash-object", "-w", link)
 	inner := mktree(t, c, "100644 file "+blob)
 	for i, entries := range [][]string{
-		{"100644 ../out " + blob}, {"40000 .. " + inner}, {"100644 .git/config " + blob}, {"40000 .git " + inner}, {"100644 a/b " + blob}, {"100644 /abs " + blob},
-		{"120000 a " + to, "40000 a " + inner}, {"120000 a " + to, "100644 a " + blob}, {"100644 . " + blob}, {"100644 a\x01b " + blob}, {"120000 a " + to, "100644 a/x " + blob}, {"100644 a " + blob, "100644 a " + blob},
+		{"100644 ../out " + blob},
+		{"40000 .. " + inner},
+		{"100644 .git/config " + blob},
+		{"40000 .git " + inner},
+		{"100644 a/b " + blob},
+		{"100644 /abs " + blob},
+		{"120000 a " + to, "40000 a " + inner},
+		{"120000 a " + to, "100644 a " + blob},
+		{"100644 . " + blob},
+		{"100644 a\x01b " + blob},
+		{"120000 a " + to, "100644 a/x " + blob},
+		{"100644 a " + blob, "100644 a " + blob},
 	} {
 		tag := fmt.Sprintf("t%d", i)
 		c.Git(t, "tag", tag, c.Git(t, "commit-tree", "-m", "x", mktree(t, c, entries...)))
