@@ -68,6 +68,7 @@ func (d *disk) serve(f file) ([]byte, error) {
 		return nil, fault.New(fault.RemoteBase, "copy the base and its chart into this repository", "%s: helm inflates no chart of a remote base", f.name)
 	}
 	fetched := false
+	//lint:ignore SA1019 old overlays have bases, and they are fetched like resources
 	for _, entries := range [][]string{k.Resources, k.Bases, k.Components, k.Generators, k.Transformers, k.Validators} {
 		for i, entry := range entries {
 			local, err := d.local(f, entry)
