@@ -164,7 +164,7 @@ func failures(decisions []Decision) error {
 		reason := d.Err.Error()
 		if images[reason] == nil {
 			reasons = append(reasons, reason)
-			c, h := remedy(d.Err)
+			c, h := Remedy(d.Err)
 			code, hint = cmp.Or(code, fault.CodeOf(d.Err), c), cmp.Or(hint, fault.Hint(d.Err), h)
 		}
 		images[reason] = append(images[reason], d.Image)
@@ -179,8 +179,8 @@ func failures(decisions []Decision) error {
 	return fault.New(code, hint, "%d of %d images not resolved: %s", failed, len(decisions), strings.Join(texts, "; "))
 }
 
-// remedy is the code and the hint for a look-up that failed without its own.
-func remedy(err error) (fault.Code, string) {
+// Remedy is the code and the hint for a look-up that failed without its own.
+func Remedy(err error) (fault.Code, string) {
 	switch {
 	case errors.Is(err, errNoPin):
 		return fault.NotLocked, "render the overlay in mode follow, and not --offline, so that the companion adds the pin, or write it into " + lock.FileName

@@ -140,6 +140,26 @@ type planned struct {
 
 // plan renders the overlay, finds its images and decides on them.
 func (r Render) plan(ctx context.Context) (planned, error) {
+	p, err := r.find(ctx)
+	if err != nil {
+		return planned{}, err
+	}
+	p.decisions = r.decide(ctx, p.pins.Images(), p.lock)
+	return p, nil
+}
+
+// Images renders the overlay and returns its mutable images, sorted, and the lock beside it, nil when there is none. It
+// asks nobody.
+func (r Render) Images(ctx context.Context) ([]image.Ref, *lock.Document, error) {
+	p, err := r.find(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return p.pins.Images(), p.lock, nil
+}
+
+// find is plan without the decisions.
+func (r Render) find(ctx context.Context) (planned, error) {
 	out, err := r.build(ctx)
 	if err != nil {
 		return planned{}, err
@@ -160,7 +180,7 @@ func (r Render) plan(ctx context.Context) (planned, error) {
 	if err != nil {
 		return planned{}, err
 	}
-	return planned{out, locked, pins, r.decide(ctx, pins.Images(), locked)}, nil
+	return planned{output: out, lock: locked, pins: pins}, nil
 }
 
 func (r Render) build(ctx context.Context) (*render.Output, error) {

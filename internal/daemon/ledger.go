@@ -42,22 +42,23 @@ const (
 
 	entrySuffix = ".yaml"
 	tempPattern = ".new-*" // never ends in entrySuffix
+	// probePattern is another one: who starts a ledger clears tempPattern away.
+	probePattern = ".probe-*"
 )
 
 // OpenLedger makes dir if needed and reads what is in it. A document that cannot be read is logged and kept: the next
 // render of its source replaces it. The error, about a directory that cannot be used, carries a hint.
 func OpenLedger(dir string, log *slog.Logger) (*Ledger, error) {
-	const hint = "give --state-dir a directory that this user may write, in Kubernetes an emptyDir or a volume"
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fault.New(fault.StateDir, hint, "state directory: %w", err)
+		return nil, stateDirError(err)
 	}
 	l := &Ledger{dir: dir, entries: map[string]lock.Document{}, saved: map[string]lock.Document{}}
 	if err := l.write("probe", nil); err != nil {
-		return nil, fault.New(fault.StateDir, hint, "state directory: %w", err)
+		return nil, stateDirError(err)
 	}
 	files, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, fault.New(fault.StateDir, hint, "state directory: %w", err)
+		return nil, stateDirError(err)
 	}
 	for _, f := range files {
 		name := filepath.Join(dir, f.Name())
@@ -79,6 +80,42 @@ func OpenLedger(dir string, log *slog.Logger) (*Ledger, error) {
 		log.Warn("ledger entry not read", "file", f.Name(), "error", err)
 	}
 	return l, nil
+}
+
+// CheckLedger looks at a ledger without touching it, for a process may be using it: it returns the number of sources,
+// or an error, with a hint, when a file cannot be written there or is no entry.
+func CheckLedger(dir string) (sources int, err error) {
+	f, err := os.CreateTemp(dir, probePattern)
+	if err != nil {
+		return 0, stateDirError(err)
+	}
+	_, err = f.Write([]byte{'\n'}) // a full disk gives a name, but no room
+	if err := errors.Join(err, f.Sync(), f.Close(), os.Remove(f.Name())); err != nil {
+		return 0, stateDirError(err)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*"+entrySuffix))
+	if err != nil {
+		return 0, stateDirError(err)
+	}
+	for _, name := range files {
+		data, err := os.ReadFile(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // forgotten meanwhile
+		}
+		if err == nil {
+			_, err = lock.ParseEntry(filepath.Base(name), data)
+		}
+		if err != nil {
+			return 0, fault.New(fault.StateDir, "delete it: the next render of its source writes it anew", "ledger in --state-dir: %w", err)
+		}
+		sources++
+	}
+	return sources, nil
+}
+
+func stateDirError(err error) error {
+	return fault.New(fault.StateDir, "give --state-dir a directory that this user may write, in Kubernetes an emptyDir or a volume",
+		"state directory: %w", err)
 }
 
 // Record keeps doc, which must have a source and sorted pins, as the newest render of that source. An error means that

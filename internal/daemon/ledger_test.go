@@ -139,3 +139,40 @@ func TestLedgerDirectoryUnusable(t *testing.T) {
 		}
 	}
 }
+
+// TestCheckLedger: a look at a ledger that is in use changes nothing in it.
+func TestCheckLedger(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	l := openLedger(t, dir)
+	record(t, l, rendered("one", "c1", d1), rendered("two", "c1", d2))
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(".new-1", "half an ent") // of the other process, which is about to rename it
+	before, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := CheckLedger(dir); n != 2 || err != nil {
+		t.Errorf("CheckLedger = %d, %v, want 2", n, err)
+	}
+	after, err := os.ReadDir(dir)
+	if err != nil || len(after) != len(before) {
+		t.Errorf("%d files before, %d after, %v", len(before), len(after), err)
+	}
+	write("bad.yaml", "pins: [")
+	if _, err := CheckLedger(dir); err == nil || !strings.Contains(err.Error(), "bad.yaml") || !strings.HasPrefix(fault.Hint(err), "delete it") {
+		t.Errorf("unreadable entry: %v", err)
+	}
+	nowhere := filepath.Join(dir, "nowhere")
+	if _, err := CheckLedger(nowhere); fault.CodeOf(err) != fault.StateDir {
+		t.Errorf("no directory: %v", err)
+	}
+	if _, err := os.Stat(nowhere); err == nil {
+		t.Error("the directory was made")
+	}
+}

@@ -56,10 +56,11 @@ const unexpectedHint = "try again; if it stays, report it with this text and wha
 // a foreign string can forge neither a second line nor a terminal escape nor another reading direction.
 func Text(program string, err error) string {
 	hint := cmp.Or(Hint(err), unexpectedHint)
-	return fmt.Sprintf("%s: error: %s [%s]\n%[1]s: hint: %[4]s\n", program, oneLine(err.Error()), cmp.Or(CodeOf(err), Unexpected), oneLine(hint))
+	return fmt.Sprintf("%s: error: %s [%s]\n%[1]s: hint: %[4]s\n", program, Line(err.Error()), cmp.Or(CodeOf(err), Unexpected), Line(hint))
 }
 
-func oneLine(s string) string {
+// Line keeps a text on one line of a terminal, as [Text] does with each of its two, and cuts it.
+func Line(s string) string {
 	s = strings.ToValidUTF8(s, "\ufffd")
 	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return !unicode.IsGraphic(r) || unicode.IsSpace(r) }), " ")
 	if len(s) <= maxText {
