@@ -63,5 +63,5 @@ func (k *Keychain) cloud(ctx context.Context, registry string) (Login, error) {
 		return Login{}, broken("see that the resolver's pod has the identity and the program "+cloudHelper+
 			", or take "+name+" out of --cloud-credentials", fmt.Sprintf("%s identity of this process for %s", name, registry), err)
 	}
-	return Login{Auth: auth, Hint: fmt.Sprintf("check that the %s identity of this process may read from %s", name, registry)}, nil
+	return Login{Auth: auth, Source: fmt.Sprintf("the %s identity of this process", name), Hint: fmt.Sprintf("check that the %s identity of this process may read from %s", name, registry)}, nil
 }

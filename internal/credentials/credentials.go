@@ -45,9 +45,10 @@ type Options struct {
 
 // Login is what to log in with.
 type Login struct {
-	Auth authn.AuthConfig
-	Own  bool   // for the repository that was asked for, not for its whole registry
-	Hint string // what to look at when the registry refuses it; says where it was found
+	Auth   authn.AuthConfig
+	Own    bool   // for the repository that was asked for, not for its whole registry
+	Source string // where it was found, for people; "" when it is anonymous
+	Hint   string // what to look at when the registry refuses it
 }
 
 // Anonymous reports whether there is nothing to log in with.

@@ -28,7 +28,7 @@ func search(ctx context.Context, file, registry, repository string) (Login, erro
 	}
 	if repository != "" {
 		if auth := cf.AuthConfigs[registry+"/"+repository]; auth.Username != "" || auth.IdentityToken != "" || auth.RegistryToken != "" {
-			return Login{Auth: toAuth(auth), Own: true, Hint: checkEntry(registry+"/"+repository, file)}, nil
+			return Login{Auth: toAuth(auth), Own: true, Source: entryFor(registry+"/"+repository, file)}.hinted(), nil
 		}
 	}
 	keys := []string{registry}
@@ -42,19 +42,25 @@ func search(ctx context.Context, file, registry, repository string) (Login, erro
 				fmt.Sprintf("credential helper %s for %s", quote(program), key), err)
 		}
 		if found {
-			return Login{Auth: auth, Hint: fmt.Sprintf("check what %s, named in the docker config %s, has for %s", program, quote(file), key)}, nil
+			return Login{Auth: auth, Source: fmt.Sprintf("what %s, named in the docker config %s, has for %s", program, quote(file), key)}.hinted(), nil
 		}
 	}
 	for _, key := range keys {
 		if auth, _ := stores.NewFileStore(cf).Get(key); toAuth(auth) != (authn.AuthConfig{}) { // it returns no error
-			return Login{Auth: toAuth(auth), Hint: checkEntry(registry, file)}, nil
+			return Login{Auth: toAuth(auth), Source: entryFor(registry, file)}.hinted(), nil
 		}
 	}
 	return Login{}, nil
 }
 
-func checkEntry(key, file string) string {
-	return fmt.Sprintf("check the entry for %s in the docker config %s", key, quote(file))
+// hinted returns l with the hint to check where it was found.
+func (l Login) hinted() Login {
+	l.Hint = "check " + l.Source
+	return l
+}
+
+func entryFor(key, file string) string {
+	return fmt.Sprintf("the entry for %s in the docker config %s", key, quote(file))
 }
 
 func read(file string) (*configfile.ConfigFile, error) {

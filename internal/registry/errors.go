@@ -33,6 +33,8 @@ var (
 	errReserved  = errors.New("reserved address refused")
 )
 
+const renewHint = "renew the registry's certificate"
+
 // refusal is a request that the guard did not make.
 type refusal struct {
 	err  error
@@ -149,9 +151,9 @@ func (h *host) netError(ctx context.Context, err error) error {
 		return fault.New(fault.RegistryCertificate, "ask for the registry by the name in its certificate", "%s: certificate is for another host", h.name)
 	case errors.As(err, &invalid):
 		if invalid.Reason != x509.Expired {
-			return fault.New(fault.RegistryCertificate, "renew the registry's certificate", "%s: certificate is not valid", h.name)
+			return fault.New(fault.RegistryCertificate, renewHint, "%s: certificate is not valid", h.name)
 		}
-		return fault.New(fault.RegistryCertificate, "renew the registry's certificate; if it is in order, mend this machine's clock",
+		return fault.New(fault.RegistryCertificate, renewHint+"; if it is in order, mend this machine's clock",
 			"%s: certificate has expired or is not valid yet", h.name)
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record) && string(record.RecordHeader[:]) == "HTTP/":
 		return h.plainHTTP("answers in plain http only", h.name)

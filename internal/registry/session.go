@@ -140,7 +140,7 @@ func (h *host) dial(ctx context.Context, g *group, repos []string) (*session, er
 	}
 	var scopes []string
 	for _, repo := range repos {
-		scopes = append(scopes, "repository:"+repo+":pull")
+		scopes = append(scopes, pullScope(repo))
 	}
 	w := &watch{next: h.wire}
 	rt, err := transport.NewWithContext(ctx, reg, authenticator(login), w, scopes)
@@ -167,6 +167,8 @@ func authenticator(l credentials.Login) authn.Authenticator {
 	}
 	return authn.FromConfig(l.Auth)
 }
+// pullScope is what a token for a repository is asked for.
+func pullScope(repo string) string { return "repository:" + repo + ":pull" }
 
 // checkRedirect ends a circle. Where a redirect may lead is the guard's business, for the library follows some too.
 func checkRedirect(req *http.Request, via []*http.Request) error {
