@@ -105,7 +105,7 @@ func misbehave(ts *testscript.TestScript, _ bool, args []string) {
 	registryOf(ts).Inject(args[0], f)
 }
 
-// change is registry stop|login|tls: it changes the registry as a whole, or starts another one at $TLS_REGISTRY whose
+// change is registry stop|login|token|tls: it changes the registry as a whole, or starts another one at $TLS_REGISTRY whose
 // certificate nobody trusts.
 func change(ts *testscript.TestScript, _ bool, args []string) {
 	switch args[0] {
@@ -113,6 +113,8 @@ func change(ts *testscript.TestScript, _ bool, args []string) {
 		registryOf(ts).Close()
 	case "login":
 		registryOf(ts).RequireBasic("user", "correct-horse")
+	case "token":
+		registryOf(ts).RequireBearer("user", "correct-horse")
 	case "tls":
 		s := httptest.NewTLSServer(registryOf(ts))
 		ts.Defer(s.Close)

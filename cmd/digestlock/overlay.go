@@ -77,7 +77,27 @@ func overlayFlags(flags *cli.Flags) *overlay {
 // render returns the render that the flags, the arguments and the Application's parameters ask for, and its context. Who
 // calls it calls end before printing anything.
 func (o *overlay) render(ctx context.Context, env cli.Env, args []string) (r plugin.Render, _ context.Context, end func(), err error) {
-	r = plugin.Render{Dir: ".", Settings: o.settings, Source: plugin.Source(env.Getenv), Project: plugin.Project(env.Getenv)}
+	if r, err = o.unresolved(env, args); err != nil {
+		return r, nil, nil, err
+	}
+	r.Source = plugin.Source(env.Getenv)
+	if o.offline {
+		r.Settings.Mode = plugin.Locked
+	} else if r.Resolver, err = o.resolver(); err != nil {
+		return r, nil, nil, err
+	}
+	ctx, cancel := o.deadline(ctx)
+	progress := env.Progress("digestlock")
+	r.Progress = progress.Say
+	return r, ctx, func() {
+		progress.Done()
+		cancel()
+	}, nil
+}
+
+// unresolved returns the render without a resolver, and without a source to report.
+func (o *overlay) unresolved(env cli.Env, args []string) (plugin.Render, error) {
+	r := plugin.Render{Dir: ".", Settings: o.settings, Project: plugin.Project(env.Getenv)}
 	switch {
 	case len(args) == 1 && args[0] == "-":
 		r.Manifests = env.Stdin
@@ -85,35 +105,29 @@ func (o *overlay) render(ctx context.Context, env cli.Env, args []string) (r plu
 		r.Dir = args[0]
 	}
 	if err := r.Settings.Read(env.Getenv("ARGOCD_APP_PARAMETERS")); err != nil {
-		return r, nil, nil, err
+		return r, err
 	}
 	if err := r.Settings.Allow(o.allowed); err != nil {
-		return r, nil, nil, err
+		return r, err
 	}
-	r.Settings.Build.Remote, err = remotebase.New(o.remote)
+	remote, err := remotebase.New(o.remote)
 	if err != nil {
-		return r, nil, nil, cli.Usage(fault.Hint(err), "--allow-remote: %w", err)
+		return r, cli.Usage(fault.Hint(err), "--allow-remote: %w", err)
 	}
+	r.Settings.Build.Remote = remote
 	if o.enableHelm && !filepath.IsAbs(o.helm) {
-		return r, nil, nil, cli.Usage("give the path that the image has helm at", "--helm-command: %q is not an absolute path", o.helm)
+		return r, cli.Usage("give the path that the image has helm at", "--helm-command: %q is not an absolute path", o.helm)
 	}
 	if !o.enableHelm {
 		o.helm = ""
 	}
 	r.Settings = r.Settings.Surround(env.Getenv, o.helm)
-	if o.offline {
-		r.Settings.Mode = plugin.Locked
-	} else if r.Resolver, err = o.resolver(); err != nil {
-		return r, nil, nil, err
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout, fault.New(fault.Deadline,
+	return r, nil
+}
+
+func (o *overlay) deadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, o.timeout, fault.New(fault.Deadline,
 		"see what took so long in front of this; --timeout must stay below Argo CD's own limit", "no result within --timeout=%v", o.timeout))
-	progress := env.Progress("digestlock")
-	r.Progress = progress.Say
-	return r, ctx, func() {
-		progress.Done()
-		cancel()
-	}, nil
 }
 
 func (o *overlay) resolver() (plugin.Resolver, error) {

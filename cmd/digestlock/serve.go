@@ -38,6 +38,8 @@ On TCP:         GET /healthz /readyz /metrics, with a bearer token POST /v1/reso
 On both:        POST /flush?image=registry.example.com/team/app:latest (repeatable; without tag: all tags), with a
                 bearer token, or with a token of an issuer that --oidc-config trusts; see "digestlock flush --help"`
 
+const tokensHint = "put at least one token into the file, for example with: openssl rand -hex 32"
+
 func serve(ctx context.Context, env cli.Env, args []string) error {
 	flags := cli.NewFlags("digestlock serve", serveUsage)
 	socket := flags.String("socket", strings.TrimPrefix(defaultServer, "unix://"), "unix socket for the plugin; empty for none")
@@ -79,7 +81,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	log := slog.New(slog.NewJSONHandler(env.Stderr, &slog.HandlerOptions{Level: level}))
 	if *tokenFile != "" {
 		if _, err := api.Tokens(*tokenFile); err != nil {
-			return fault.New(fault.SecretFile, "put at least one token into the file, for example with: openssl rand -hex 32", "--token-file: %w", err)
+			return fault.New(fault.SecretFile, tokensHint, "--token-file: %w", err)
 		}
 	}
 	if *webhookSecrets != "" {

@@ -94,6 +94,9 @@ esac`)
 			if err != nil || got.Auth != tt.want || got.Own != tt.own || !strings.HasPrefix(got.Hint, tt.hint) || (tt.hint == "") != (got.Hint == "") {
 				t.Errorf("search = %+v, %v, want %+v, own %v, hint %q…", got, err, tt.want, tt.own, tt.hint)
 			}
+			if got.Source != strings.TrimPrefix(got.Hint, "check ") {
+				t.Errorf("found in %q, with the hint %q", got.Source, got.Hint)
+			}
 			if got.Hint != "" && !strings.Contains(got.Hint, file) {
 				t.Errorf("hint %q does not name %s", got.Hint, file)
 			}

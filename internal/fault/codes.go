@@ -13,8 +13,9 @@ const (
 	SecretFile     Code = "secret-file"      // a file with a token or password, missing or empty
 	Listen         Code = "listen"           // a socket or address that cannot be served on
 	StateDir       Code = "state-dir"
-	Output         Code = "output"   // manifests that cannot be written
-	Deadline       Code = "deadline" // our own, before Argo CD's
+	Output         Code = "output"       // manifests that cannot be written
+	Deadline       Code = "deadline"     // our own, before Argo CD's
+	CheckFailed    Code = "check-failed" // by doctor
 )
 
 // The overlay.

@@ -138,7 +138,7 @@ func (e *examination) credentials() (text, advice string) {
 	case source != "":
 		return source, ""
 	case hint != "":
-		return "none: asked anonymously; to log in, " + hint, ""
+		return "none: asked anonymously; " + hint, ""
 	}
 	return "none: asked anonymously", ""
 }

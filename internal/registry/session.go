@@ -167,6 +167,7 @@ func authenticator(l credentials.Login) authn.Authenticator {
 	}
 	return authn.FromConfig(l.Auth)
 }
+
 // pullScope is what a token for a repository is asked for.
 func pullScope(repo string) string { return "repository:" + repo + ":pull" }
 
