@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cli"
 	"github.com/digestlock/digestlock/internal/companion"
@@ -41,6 +43,7 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	interval := flags.Duration("interval", time.Minute, "time between cycles")
 	resolver := flags.String("resolver", "", "resolver, http(s)://host:port; a host name with several addresses means all of them")
 	tokenFile := flags.String("resolver-token-file", "", "file with the resolver's bearer token (the first, when it holds several)")
+	listen := flags.String("listen", "", "TCP address for GET /metrics, such as :8086; empty for none")
 	repos := flags.StringArray("repo", nil, "repository to write to, URL or URL@branch (repeatable); renders of others are refused")
 	name := flags.String("author-name", "digestlock", "author and committer of commits")
 	email := flags.String("author-email", "digestlock@localhost", "e-mail address of the author")
@@ -68,6 +71,9 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	if *interval <= 0 {
 		return cli.Usage("give a time such as 60s", "--interval=%v is not a time between cycles", *interval)
 	}
+	if *once && *listen != "" {
+		return cli.Usage("leave --listen out, or let the companion run without --once", "--listen: with --once nobody would have the time to ask")
+	}
 	if _, err := api.NewClient(*resolver, ""); err != nil {
 		return cli.Usage("for example: --resolver http://digestlock-resolver:8085", "--resolver: %w", err)
 	}
@@ -82,17 +88,24 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	log := slog.New(slog.NewJSONHandler(env.Stderr, &slog.HandlerOptions{Level: level}))
 	r := resolvers{address: *resolver, tokenFile: *tokenFile}
 	defer r.close()
+	metrics := prometheus.NewRegistry()
 	c := companion.New(companion.Options{
 		Replicas:     r.replicas,
 		Repositories: repositories,
 		Author:       gitrepo.Signature{Name: *name, Email: *email},
 		Log:          log,
+		Registerer:   metrics,
 	})
 	if *once {
 		commits, err := c.Once(ctx)
 		log.Info("cycle done", "commits", len(commits), "complete", err == nil)
 		return err
 	}
+	stop, err := serveMetrics(*listen, metrics)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	log.Info("running", "version", buildVersion, "interval", *interval, "repositories", len(repositories))
 	c.Run(ctx, *interval)
 	log.Info("stopped")

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 
 // TestScripts runs testdata/script. Each script has a repository of its own at $REPO with an overlay in app, and a
 // resolver at $RESOLVER whose ledger says that the overlay was rendered with ghcr.io/acme/server:latest. The files
-// token, password and ca.pem open both, the file key opens nothing.
+// token, password and ca.pem open both, the file key opens nothing. $LISTEN is a free TCP address.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	git := gittest.HTTPS(t)
@@ -46,6 +46,7 @@ func TestScripts(t *testing.T) {
 			"git":    inRepository,
 			"hook":   hook,
 			"render": rendered,
+			"scrape": scrape,
 		},
 	})
 }
@@ -74,6 +75,12 @@ func setup(t *testing.T, git *gittest.Server, env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = free.Close() }()
+	env.Setenv("LISTEN", free.Addr().String())
 	env.Setenv("RESOLVER", address)
 	env.Setenv("REPO", s.repo.URL)
 	env.Setenv("DIGEST", s.registry.digest)

@@ -51,6 +51,9 @@ func TestScripts(t *testing.T) {
 			"flood":    flood,
 			"issuer":   issue,
 			"token":    token,
+			"post":     post,
+			"metrics":  metrics,
+			"logs":     logs,
 		},
 	})
 }
@@ -94,10 +97,17 @@ func push(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[1], registryOf(ts).Push(args[0], "latest"))
 }
 
-// misbehave is fault TARGET hang|STATUS|none makes the registry misbehave for a repository, or behave again.
+// misbehave is fault TARGET hang|quota|STATUS|none makes the registry misbehave for a repository, say that 42 requests are
+// left, or behave again.
 func misbehave(ts *testscript.TestScript, _ bool, args []string) {
-	f := registrytest.Fault{Hang: args[1] == "hang"}
-	if !f.Hang && args[1] != "none" {
+	var f registrytest.Fault
+	switch args[1] {
+	case "hang":
+		f.Hang = true
+	case "quota":
+		f.Quota = "42;w=21600"
+	case "none":
+	default:
 		status, err := strconv.Atoi(args[1])
 		ts.Check(err)
 		f.Status = status

@@ -109,7 +109,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 		return err
 	}
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
 	registries.Keychain, registries.Timeout, registries.Registerer = keychain, *timeout, metrics
 	lookups := cache.New(
 		registry.New(*registries),

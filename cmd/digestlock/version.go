@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"runtime"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/digestlock/digestlock/internal/cli"
 	"github.com/digestlock/digestlock/internal/render"
 )
@@ -19,4 +21,13 @@ func version(_ context.Context, env cli.Env, args []string) error {
 	}
 	_, err := fmt.Fprintf(env.Stdout, "digestlock %s\nkustomize %s\n%s\n", buildVersion, render.KustomizeVersion, runtime.Version())
 	return err
+}
+
+// buildInfo is the metric that says which build answers.
+func buildInfo() prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name:        "digestlock_build_info",
+		Help:        "1, for the versions in the labels.",
+		ConstLabels: prometheus.Labels{"version": buildVersion, "kustomize": render.KustomizeVersion, "go": runtime.Version()},
+	}, func() float64 { return 1 })
 }

@@ -69,7 +69,7 @@ var theirs = map[string][]string{
 	"golang.org/x/term":                                    {"internal/cli"},
 	"github.com/creack/pty":                                {},
 	"go.yaml.in/yaml":                                      {"internal/access", "internal/lock", "internal/pin", "internal/render"},
-	"github.com/prometheus/client_golang":                  {"internal/cache", "internal/daemon", "internal/registry", "cmd/digestlock"},
+	"github.com/prometheus/client_golang":                  {"internal/cache", "internal/daemon", "internal/registry", "internal/companion", "cmd/digestlock", "cmd/digestlock-companion"},
 	"github.com/cenkalti/backoff":                          {"internal/companion", "internal/registry"},
 	"k8s.io/client-go":                                     {},
 	"testing":                                              {"internal/gittest"},

@@ -2,9 +2,7 @@ package archtest
 
 import (
 	"os"
-	"path/filepath"
 	"regexp"
-	"strings"
 	"testing"
 
 	"github.com/digestlock/digestlock/internal/fault"
@@ -18,15 +16,7 @@ func TestCodes(t *testing.T) {
 	t.Parallel()
 	codes := names(t, read(t, "internal/fault/codes.go"), `Code = "([a-z-]+)"`)
 	documented := names(t, read(t, "docs/troubleshooting.md"), "(?m)^\\| `\\[([a-z-]+)\\]`")
-	var scripts strings.Builder
-	files, err := filepath.Glob(root + "cmd/*/testdata/script/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no scripts", err)
-	}
-	for _, f := range files {
-		scripts.WriteString(read(t, strings.TrimPrefix(f, root)))
-	}
-	shown := names(t, scripts.String(), `(?m)(?:^oneline |\\\[|"code":")([a-z-]+)(?:$|\\\]\$|")`)
+	shown := names(t, readAll(t, scripts(t)), `(?m)(?:^oneline |\\\[|"code":")([a-z-]+)(?:$|\\\]\$|")`)
 	shown[string(fault.Unexpected)] = true // only a bug could show it
 	for code := range codes {
 		if !documented[code] {

@@ -126,7 +126,13 @@ func New(backend Resolver, o Options) *Cache {
 		o.Registerer.MustRegister(c.lookups, c.refreshes, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "digestlock_cache_entries",
 			Help: "References remembered.",
-		}, func() float64 { return float64(entries.Len()) }))
+		}, func() float64 { return float64(entries.Len()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "digestlock_cache_oldest_in_use_seconds",
+			Help: "Age of the oldest digest among the references that were asked for within --refresh-window, at least --ttl.",
+		}, func() float64 { return c.oldestInUse().Seconds() }))
+		for _, outcome := range []string{"hit", "miss", "shared", "stale"} {
+			c.lookups.WithLabelValues(outcome) // a rate needs a series that begins at 0
+		}
 	}
 	if o.RefreshWindow > 0 {
 		c.running.Go(c.refreshAhead)

@@ -100,6 +100,22 @@ func (c *Cache) refreshable(e *entry, now time.Time) bool {
 	return e.err == nil && !now.Before(e.due) && now.Sub(e.used) < c.o.RefreshWindow
 }
 
+// oldestInUse returns the age of the oldest digest that a caller asked for within the refresh window. While the
+// registries answer it stays below the TTL, because such references are kept fresh, or twice that without a refresh
+// window.
+func (c *Cache) oldestInUse() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var oldest time.Duration
+	now := time.Now()
+	for _, e := range c.entries.Values() {
+		if e.err == nil && now.Sub(e.used) < max(c.o.RefreshWindow, c.o.TTL) {
+			oldest = max(oldest, now.Sub(e.at))
+		}
+	}
+	return oldest
+}
+
 // due returns when to refresh what was looked up at a time. A failed lookup counts as well: nothing is tried more often
 // for having failed.
 func (c *Cache) due(at time.Time) time.Time {

@@ -266,3 +266,33 @@ func BenchmarkLook(b *testing.B) {
 		c.startRefreshes()
 	}
 }
+
+// TestOldestInUse: what is kept fresh stays younger than the TTL, what cannot be asked for grows old, and what nobody
+// uses does not count.
+func TestOldestInUse(t *testing.T) {
+	t.Parallel()
+	bubble(t, Options{TTL: time.Minute, RefreshWindow: 2 * time.Minute}, func(t *testing.T, u *upstream, c *Cache) {
+		use := func(minutes int) {
+			for range minutes {
+				one(t.Context(), t, c)
+				time.Sleep(time.Minute)
+			}
+		}
+		if age := c.oldestInUse(); age != 0 {
+			t.Errorf("nothing was used, and the oldest is %v", age)
+		}
+		use(10)
+		if age := c.oldestInUse(); age <= 0 || age >= time.Minute {
+			t.Errorf("the oldest is %v, want less than the TTL", age)
+		}
+		u.set(server, "", image.ErrUnavailable)
+		use(10)
+		if age := c.oldestInUse(); age < 10*time.Minute || age > 11*time.Minute {
+			t.Errorf("the registry is down for 10 minutes and the oldest is %v", age)
+		}
+		time.Sleep(2 * time.Minute)
+		if age := c.oldestInUse(); age != 0 {
+			t.Errorf("nobody used it for a while and the oldest is %v", age)
+		}
+	})
+}

@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/digestlock/digestlock/internal/fault"
@@ -53,14 +54,18 @@ type Options struct {
 	Repositories []Repository // renders of any other repository are refused: whoever renders names the URL
 	Author       gitrepo.Signature
 	Log          *slog.Logger
+	Registerer   prometheus.Registerer // of the metrics of Run; nil for none
 }
 
 // Companion brings lock files up to date. Once and Run must not run concurrently on one Companion; any number of
 // companions may work on one repository, each commit is a compare-and-swap.
-type Companion struct{ o Options }
+type Companion struct {
+	o       Options
+	metrics metrics
+}
 
-// New returns a companion.
-func New(o Options) *Companion { return &Companion{o: o} }
+// New returns a companion. Two companions cannot share a Registerer.
+func New(o Options) *Companion { return &Companion{o: o, metrics: newMetrics(o.Registerer)} }
 
 // Commit is one commit that was pushed.
 type Commit struct {
@@ -72,7 +77,10 @@ type Commit struct {
 // could not be done is logged, one problem a line: the next cycle tries again.
 func (c *Companion) Run(ctx context.Context, interval time.Duration) {
 	for {
-		_, problems := c.cycle(ctx)
+		commits, problems := c.cycle(ctx)
+		if ctx.Err() == nil { // what was cut short says nothing
+			c.metrics.ended(commits, problems)
+		}
 		for _, p := range problems {
 			if ctx.Err() == nil {
 				c.o.Log.Error("cycle incomplete", "error", p, "code", fault.CodeOf(p), "hint", fault.Hint(p))
@@ -100,7 +108,7 @@ func (c *Companion) cycle(ctx context.Context) ([]Commit, []error) {
 		return nil, problems
 	}
 	if len(docs) == 0 && len(problems) == 0 {
-		c.o.Log.Warn("no resolver knows of a render: nothing to do until Argo CD renders; a hard refresh makes it")
+		c.o.Log.Warn("no resolver knows of a render", "hint", "nothing to do until Argo CD renders; a hard refresh makes it")
 	}
 	targets, unread := c.targets(ctx, docs)
 	looks := newLooks(replicas, c.o.Log)

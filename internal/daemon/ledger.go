@@ -42,6 +42,7 @@ const (
 
 	entrySuffix = ".yaml"
 	tempPattern = ".new-*" // never ends in entrySuffix
+	probeName   = "probe"
 	// probePattern is another one: who starts a ledger clears tempPattern away.
 	probePattern = ".probe-*"
 )
@@ -53,7 +54,7 @@ func OpenLedger(dir string, log *slog.Logger) (*Ledger, error) {
 		return nil, stateDirError(err)
 	}
 	l := &Ledger{dir: dir, entries: map[string]lock.Document{}, saved: map[string]lock.Document{}}
-	if err := l.write("probe", nil); err != nil {
+	if err := l.Probe(); err != nil {
 		return nil, stateDirError(err)
 	}
 	files, err := os.ReadDir(dir)
@@ -64,7 +65,7 @@ func OpenLedger(dir string, log *slog.Logger) (*Ledger, error) {
 		name := filepath.Join(dir, f.Name())
 		key, isEntry := strings.CutSuffix(f.Name(), entrySuffix)
 		if !isEntry {
-			if old, _ := filepath.Match(tempPattern, f.Name()); old || f.Name() == "probe" {
+			if old, _ := filepath.Match(tempPattern, f.Name()); old || f.Name() == probeName {
 				_ = os.Remove(name) // left by a process that was killed while it wrote
 			}
 			continue
@@ -211,6 +212,9 @@ func (l *Ledger) Len() int {
 	defer l.mu.Unlock()
 	return len(l.entries)
 }
+
+// Probe returns why the directory cannot be written, or nil. It writes to it, and takes no lock.
+func (l *Ledger) Probe() error { return l.write(probeName, []byte("probe\n")) }
 
 // write replaces a file of the ledger as a whole: whoever reads it, whenever this process dies, finds the old bytes or
 // the new ones.

@@ -66,40 +66,33 @@ type Options struct {
 
 // Server answers the resolver's HTTP interface. It is safe for concurrent use.
 type Server struct {
-	o        Options
-	draining atomic.Bool
-	pending  sync.WaitGroup // what later has begun
-	ended    chan struct{}
-	limits   *limits
-	shared   shared
-	flushes  prometheus.Counter
-	events   *prometheus.CounterVec
-	unsaved  prometheus.Counter
+	metrics
+	o         Options
+	starting  atomic.Int32 // listeners that are not served yet
+	draining  atomic.Bool
+	addresses []net.Addr // of the listeners
+	disk      probe
+	loops     probe
+	pending   sync.WaitGroup // what later has begun
+	ended     chan struct{}
+	limits    *limits
+	shared    shared
 }
 
 // New returns a server that is not listening yet.
 func New(o Options) *Server {
 	s := &Server{
-		o: o, ended: make(chan struct{}), limits: newLimits(), shared: shared{flush: o.Resolver.Flush},
-		flushes: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "digestlock_flushed_references_total", Help: "References flushed on request or by a webhook.",
-		}),
-		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "digestlock_webhook_events_total", Help: "Events that registries sent, by what they came to: flushed, ignored, refused or malformed.",
-		}, []string{"sender", "outcome"}),
-		unsaved: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "digestlock_ledger_write_failures_total", Help: "Renders whose pins could not be kept on disk.",
-		}),
+		metrics: newMetrics(o.Metrics), o: o, ended: make(chan struct{}), limits: newLimits(), shared: shared{flush: o.Resolver.Flush},
 	}
-	o.Metrics.MustRegister(s.flushes, s.events, s.unsaved, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "digestlock_ledger_sources", Help: "Sources whose last render is remembered.",
-	}, func() float64 { return float64(o.Ledger.Len()) }))
+	s.starting.Store(1) // until Serve knows better
+	s.disk.check, s.loops.check = s.writable(), s.accepting
+	s.observeLedger()
 	return s
 }
 
 // local serves the plugin, over a socket that only the pod's containers reach. A flush wants a token there too: the
 // plugin's container, where other people's YAML is rendered, has none.
-func (s *Server) local() http.Handler {
+func (s *Server) local() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("POST /v1/resolve", s.resolve())
 	mux.Handle("POST /flush", s.flush())
@@ -108,7 +101,7 @@ func (s *Server) local() http.Handler {
 }
 
 // remote serves the companion, CI and the cluster's probes, over TCP.
-func (s *Server) remote() http.Handler {
+func (s *Server) remote() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("POST /v1/resolve", s.protected(s.resolve()))
 	mux.Handle("GET /v1/pins", s.protected(s.pins()))
@@ -121,34 +114,22 @@ func (s *Server) remote() http.Handler {
 	return mux
 }
 
-func (s *Server) open(mux *http.ServeMux) {
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = fmt.Fprintf(w, "ok, %d sources\n", s.o.Ledger.Len()) // takes the ledger's lock
-	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if s.draining.Load() {
-			http.Error(w, "shutting down", http.StatusServiceUnavailable)
-			return
-		}
-		_, _ = fmt.Fprintln(w, "ready")
-	})
-}
-
 // Serve answers on both listeners, either of which may be nil, until ctx ends. It then finishes the requests under way
 // and returns nil. It closes the listeners. It may be called once.
 func (s *Server) Serve(ctx context.Context, socket, tcp net.Listener) error {
 	g, gctx := errgroup.WithContext(ctx)
-	serve := func(l net.Listener, h http.Handler) {
+	serve := func(l net.Listener, mux *http.ServeMux) {
 		if l == nil {
 			return
 		}
+		l = &begun{Listener: l, f: func() { s.starting.Add(-1) }}
 		srv := &http.Server{
-			Handler:           http.MaxBytesHandler(h, api.MaxBody),
+			Handler:           http.MaxBytesHandler(s.measured(mux), api.MaxBody),
 			ReadHeaderTimeout: 5 * time.Second,
 			ReadTimeout:       30 * time.Second,
 			WriteTimeout:      2 * time.Minute,
 			IdleTimeout:       2 * time.Minute,
-			ErrorLog:          slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
+			ErrorLog:          newServerLog(s.o.Log),
 		}
 		g.Go(func() error {
 			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -167,6 +148,12 @@ func (s *Server) Serve(ctx context.Context, socket, tcp net.Listener) error {
 			return nil
 		})
 	}
+	for _, l := range []net.Listener{socket, tcp} {
+		if l != nil {
+			s.addresses = append(s.addresses, l.Addr())
+		}
+	}
+	s.starting.Store(int32(len(s.addresses)))
 	serve(socket, s.local())
 	serve(tcp, s.remote())
 	err := g.Wait()
@@ -189,6 +176,7 @@ func (s *Server) resolve() http.Handler {
 			return
 		}
 		results := s.o.Resolver.Resolve(r.Context(), s.scope(req.Source), refs)
+		s.answered(results)
 		s.record(req, results)
 		res := api.ResolveResponse{Results: make([]api.Result, len(results))}
 		for i, x := range results {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/image"
 )
 
@@ -99,6 +100,8 @@ func (m *metrics) looked(label string, err error) {
 		said = "not_found"
 	case errors.Is(err, image.ErrUnauthorized):
 		said = "unauthorized"
+	case fault.CodeOf(err) == fault.RegistryCertificate:
+		said = "certificate"
 	case errors.Is(err, image.ErrUnavailable):
 		said = "unavailable"
 	}

@@ -63,6 +63,7 @@ type Fault struct {
 	RetryAfter string        // and this Retry-After
 	Location   string        // and this Location
 	Digest     string        // replace Docker-Content-Digest of the real answer
+	Quota      string        // add this RateLimit-Remaining to the real answer
 	NoDigest   bool          // leave Docker-Content-Digest out of the real answer
 	Body       string        // replace the body of the real answer
 }
@@ -274,6 +275,7 @@ func (r *Registry) serveImage(w http.ResponseWriter, req *http.Request, f Fault)
 		h.Del("Docker-Content-Digest")
 	}
 	setIf(h, "Docker-Content-Digest", f.Digest)
+	setIf(h, "RateLimit-Remaining", f.Quota)
 	body := rec.Body.Bytes()
 	if f.Body != "" {
 		body = []byte(f.Body)
