@@ -39,6 +39,7 @@ bench: ## ratios in one run, see bench/README.md
 fuzz: ## a minute for each fuzz test
 	@for p in hook image lock pin; do for f in $$(go test -list '^Fuzz' ./internal/$$p | grep ^Fuzz); do \
 	  go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/$$p || exit 1; done; done
+	go test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime 60s ./internal/hook
 	go test -run '^$$' -fuzz '^FuzzRead$$' -fuzztime 60s ./internal/render
 	go test -run '^$$' -fuzz '^FuzzParameters$$' -fuzztime 60s ./plugin
 

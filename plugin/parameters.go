@@ -29,7 +29,7 @@ type Settings struct {
 	Policy     pin.Policy
 	PinFormat  pin.Format
 	AllowEmpty bool
-	Build      render.Options // Helm.Command is the operator's alone
+	Build      render.Options // Helm.Command and Remote are the operator's alone
 
 	SubstituteAnnotations bool
 }

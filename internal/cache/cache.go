@@ -156,8 +156,8 @@ func (c *Cache) Close() {
 	c.running.Wait()
 }
 
-// Resolve returns one Resolution per reference, in the same order, as the scope sees it. An answer younger than the TTL is used as it is.
-// Where asking fails, or need not be waited for, the last known digest is used, marked stale. No answer is older than a
+// Resolve returns one Resolution per reference, in the same order, as the scope sees it. An answer younger than the TTL
+// is used as it is. Where asking fails, or need not be waited for, the last known digest is used, marked stale. No answer is older than a
 // [Cache.Flush] of its reference that returned before Resolve was called.
 func (c *Cache) Resolve(ctx context.Context, scope string, refs []image.Ref) []image.Resolution {
 	out := make([]image.Resolution, len(refs))
@@ -228,8 +228,8 @@ func (c *Cache) use(k key) (*entry, freshness) {
 	return e, expired
 }
 
-// launch starts the lookups, of one scope, one call of the backend per registry: a registry that does not answer delays nobody
-// else's references, and the backend sees all repositories that need a token at once. The caller holds mu.
+// launch starts the lookups, of one scope, one call of the backend per registry: a registry that does not answer delays
+// nobody else's references, and the backend sees all repositories that need a token at once. The caller holds mu.
 func (c *Cache) launch(flights []*flight) {
 	byRegistry := map[string][]*flight{}
 	for _, f := range flights {
@@ -340,57 +340,53 @@ type Flushed struct {
 // way cannot bring the old digest back. An answer that cannot be had is in the Resolution's Err, and the reference
 // stays forgotten: no stale answer is used. Of several scopes' answers the first with a digest is returned.
 func (c *Cache) Flush(ctx context.Context, targets []Target) []Flushed {
-	out, known := c.forget(targets)
-	asked := map[int]bool{}
-	for _, indices := range known {
-		for _, i := range indices {
-			asked[i] = true
+	out, scopes := c.forget(targets)
+	for i := range scopes {
+		if scopes[i] == nil {
+			scopes[i] = []string{""}
 		}
 	}
-	for i := range out {
-		if !asked[i] {
-			known[""] = append(known[""], i)
-		}
-	}
-	c.resolveAgain(ctx, known, out)
+	c.resolveAgain(ctx, out, scopes)
 	return out
 }
 
 // Invalidate forgets as [Cache.Flush] does and waits for nothing. It begins to ask again for those references that were
 // remembered or being looked up, which it returns: what is said about an image that nobody uses costs no request.
 func (c *Cache) Invalidate(targets []Target) []image.Ref {
-	out, known := c.forget(targets)
+	out, scopes := c.forget(targets)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	c.resolveAgain(ctx, known, out) // look-ups outlive a caller who does not wait
+	c.resolveAgain(ctx, out, scopes) // look-ups outlive a caller who does not wait
 	var refs []image.Ref
 	for i, f := range out {
-		for _, indices := range known {
-			if slices.Contains(indices, i) {
-				refs = append(refs, f.Ref)
-				break
-			}
+		if scopes[i] != nil {
+			refs = append(refs, f.Ref)
 		}
 	}
 	return refs
 }
 
-// resolveAgain resolves what each scope knew, as indices into out, and sets each Resolution to that of the first scope
-// that has a digest.
-func (c *Cache) resolveAgain(ctx context.Context, known map[string][]int, out []Flushed) {
-	scopes := slices.Sorted(maps.Keys(known))
-	results := make([][]image.Resolution, len(scopes))
+// resolveAgain resolves each of out in its scopes, and sets its Resolution to that of the first scope that has a digest.
+func (c *Cache) resolveAgain(ctx context.Context, out []Flushed, scopes [][]string) {
+	indices := map[string][]int{}
+	for i, in := range scopes {
+		for _, scope := range in {
+			indices[scope] = append(indices[scope], i)
+		}
+	}
+	names := slices.Sorted(maps.Keys(indices))
+	results := make([][]image.Resolution, len(names))
 	var wg sync.WaitGroup
-	for s, scope := range scopes {
-		refs := make([]image.Ref, len(known[scope]))
-		for n, i := range known[scope] {
+	for s, scope := range names {
+		refs := make([]image.Ref, len(indices[scope]))
+		for n, i := range indices[scope] {
 			refs[n] = out[i].Ref
 		}
 		wg.Go(func() { results[s] = c.Resolve(ctx, scope, refs) })
 	}
 	wg.Wait()
-	for s, scope := range scopes {
-		for n, i := range known[scope] {
+	for s, scope := range names {
+		for n, i := range indices[scope] {
 			if r := results[s][n]; out[i].Digest == "" && (out[i].Err == nil || r.Err == nil) {
 				out[i].Resolution = r
 			}
@@ -399,29 +395,25 @@ func (c *Cache) resolveAgain(ctx context.Context, known map[string][]int, out []
 }
 
 // forget drops the entries of the targets and disowns their look-ups under way. It returns all references that the
-// targets name, with their old digests, and by scope those of them that were known, as indices.
-func (c *Cache) forget(targets []Target) (all []Flushed, known map[string][]int) {
+// targets name, with their old digests, and for each the scopes that knew it, nil for none.
+func (c *Cache) forget(targets []Target) (all []Flushed, scopes [][]string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	scopes := c.scopes()
+	known := c.known(targets)
 	for _, t := range targets {
 		refs := []image.Ref{t.Ref}
 		if t.EveryTag {
-			refs = tags(scopes, t.Ref)
+			refs = tags(known, t.Ref)
 		}
 		for _, r := range refs {
-			all = append(all, Flushed{Resolution: image.Resolution{Ref: r}})
+			f := Flushed{Resolution: image.Resolution{Ref: r}}
+			for _, scope := range known[r.String()] {
+				f.Old = cmp.Or(f.Old, c.drop(key{scope, r.String()}))
+			}
+			all, scopes = append(all, f), append(scopes, known[r.String()])
 		}
 	}
-	known = map[string][]int{}
-	for i := range all {
-		name := all[i].Ref.String()
-		for _, scope := range scopes[name] {
-			all[i].Old = cmp.Or(all[i].Old, c.drop(key{scope, name}))
-			known[scope] = append(known[scope], i)
-		}
-	}
-	return all, known
+	return all, scopes
 }
 
 // drop drops the entry of k, and disowns a look-up under way. It returns the digest, or "". The caller holds mu.
@@ -437,14 +429,24 @@ func (c *Cache) drop(k key) (digest string) {
 	return digest
 }
 
-// scopes returns the scopes, sorted, in which each reference is remembered or being looked up. The caller holds mu.
-func (c *Cache) scopes() map[string][]string {
+// known returns the scopes, sorted, in which each reference of the targets' repositories is remembered or being looked
+// up. The caller holds mu.
+func (c *Cache) known(targets []Target) map[string][]string {
+	wanted := map[string]bool{}
+	for _, t := range targets {
+		wanted[repository(t.String())] = true
+	}
 	found := map[key]bool{}
+	add := func(k key) {
+		if wanted[repository(k.image)] {
+			found[k] = true
+		}
+	}
 	for _, k := range c.entries.Keys() {
-		found[k] = true
+		add(k)
 	}
 	for k := range c.flights {
-		found[k] = true
+		add(k)
 	}
 	known := map[string][]string{}
 	for k := range found {
@@ -455,6 +457,9 @@ func (c *Cache) scopes() map[string][]string {
 	}
 	return known
 }
+
+// repository cuts the tag off a full reference.
+func repository(image string) string { return image[:strings.LastIndexByte(image, ':')] }
 
 // tags returns every known reference to ref's repository, sorted.
 func tags(known map[string][]string, ref image.Ref) []image.Ref {

@@ -11,7 +11,7 @@ import (
 	"github.com/digestlock/digestlock/internal/lock"
 )
 
-// maxAsk is how many images one question holds; the resolver refuses more than 5000.
+// maxAsk is how many images one question holds; the resolver refuses more than 1500.
 const maxAsk = 1000
 
 // look is an image as the credentials of one project see it: a lock must never learn what only another project may

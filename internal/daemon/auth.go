@@ -15,6 +15,9 @@ import (
 	"github.com/digestlock/digestlock/internal/image"
 )
 
+// seeLog is the way out for a client that can do nothing about what is wrong.
+const seeLog = "try again; the resolver's log says why"
+
 // caller is who may flush.
 type caller struct {
 	name string                // for the limits and the log
@@ -57,7 +60,7 @@ func (s *Server) byToken(r *http.Request) (int, *refusal) {
 	tokens, err := api.Tokens(s.o.TokenFile)
 	if err != nil {
 		s.o.Log.Error("token file not read", "error", err)
-		return 0, &refusal{http.StatusServiceUnavailable, errors.New("the resolver cannot read its token file")}
+		return 0, &refusal{http.StatusServiceUnavailable, fault.New(fault.ResolverUnavailable, seeLog, "the resolver cannot read its token file")}
 	}
 	given := bearer(r)
 	i := slices.IndexFunc(tokens, func(t string) bool { return equal(t, given) })
@@ -90,7 +93,7 @@ func (s *Server) flusher(r *http.Request) (caller, *refusal) {
 	case errors.Is(err, access.ErrUnavailable):
 		s.o.Log.Warn("token not checked", "error", err)
 		return caller{}, newRefusal(http.StatusServiceUnavailable, fault.ResolverUnavailable,
-			"try again; the resolver's log says why", "the resolver cannot check this token now")
+			seeLog, "the resolver cannot check this token now")
 	case errors.Is(err, access.ErrForbidden):
 		return caller{}, &refusal{http.StatusForbidden, err}
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/digestlock/digestlock/internal/access"
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cache"
+	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
 )
@@ -163,16 +164,19 @@ func (s *Server) Serve(ctx context.Context, socket, tcp net.Listener) error {
 	return err
 }
 
+// oneVersion is the way out for a request that no program of ours sends.
+const oneVersion = "use digestlock programs of one version; an overlay with more images than the limit has to be split"
+
 func (s *Server) resolve() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var req api.ResolveRequest
 		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-			s.refuse(w, http.StatusBadRequest, fmt.Errorf("request body: %w", err))
+			s.refuse(w, http.StatusBadRequest, fault.New(fault.Request, oneVersion, "request body: %w", err))
 			return
 		}
 		refs, err := check(req)
 		if err != nil {
-			s.refuse(w, http.StatusBadRequest, err)
+			s.refuse(w, http.StatusBadRequest, fault.New(fault.Request, oneVersion, "%w", err))
 			return
 		}
 		results := s.o.Resolver.Resolve(r.Context(), s.scope(req.Source), refs)

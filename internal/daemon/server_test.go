@@ -2,12 +2,14 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -364,4 +366,28 @@ func get(t *testing.T, url string, status int) string {
 		t.Fatalf("GET %s: %s", url, res.Status)
 	}
 	return string(body)
+}
+
+// TestRefusalsSayWhatToDo: whoever is refused learns the way out, also where only the operator can mend it.
+func TestRefusalsSayWhatToDo(t *testing.T) {
+	t.Parallel()
+	s, _ := eventServer(t, &registry{})
+	s.o.TokenFile = filepath.Join(t.TempDir(), "gone")
+	for name, tt := range map[string]struct {
+		handler http.Handler
+		body    string
+		status  int
+		hint    string
+	}{
+		"no JSON":          {s.resolve(), "{", http.StatusBadRequest, oneVersion},
+		"no reference":     {s.resolve(), `{"images":["../x"]}`, http.StatusBadRequest, oneVersion},
+		"no token to read": {s.protected(s.pins()), "", http.StatusServiceUnavailable, seeLog},
+	} {
+		w := httptest.NewRecorder()
+		tt.handler.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/", strings.NewReader(tt.body)))
+		var p api.Problem
+		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || w.Code != tt.status || p.Hint != tt.hint || p.Code == "" {
+			t.Errorf("%s: %d %+v, %v, want %d with hint %q", name, w.Code, p, err, tt.status, tt.hint)
+		}
+	}
 }

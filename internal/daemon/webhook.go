@@ -182,7 +182,7 @@ func (s *Server) webhookSecrets(sender string) (secrets []string, status int, er
 			"no secret is configured for %s, this route is closed", sender)
 	case err != nil:
 		s.o.Log.Error("webhook secrets not read", "sender", sender, "error", err)
-		return nil, http.StatusServiceUnavailable, errors.New("the resolver cannot read the secrets of this sender")
+		return nil, http.StatusServiceUnavailable, fault.New(fault.ResolverUnavailable, seeLog, "the resolver cannot read the secrets of this sender")
 	}
 	return secrets, 0, nil
 }
@@ -204,7 +204,7 @@ func (s *Server) authenticate(ctx context.Context, sender string, req hook.Reque
 	email, err := s.o.GoogleEmail(ctx, strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer "))
 	if errors.Is(err, access.ErrUnavailable) {
 		s.o.Log.Warn("token not checked", "error", err)
-		return http.StatusServiceUnavailable, errors.New("the resolver cannot check this token now")
+		return http.StatusServiceUnavailable, fault.New(fault.ResolverUnavailable, seeLog, "the resolver cannot check this token now")
 	}
 	if err != nil {
 		return http.StatusUnauthorized, err

@@ -91,18 +91,11 @@ func (r *Remote) Read(ctx context.Context, branch string) (*Snapshot, error) {
 // read returns a nil snapshot when it fails before there is a tip to fetch, and the snapshot with the error after.
 func (r *Remote) read(ctx context.Context, branch string) (*Snapshot, error) {
 	ep := r.endpoint // go-git rewrites the endpoint of a session after a redirect
-	session, err := r.transport.NewUploadPackSession(&ep, r.auth)
+	session, refs, err := r.advertised(ctx, &ep)
 	if err != nil {
 		return nil, err
 	}
 	defer session.Close()
-	refs, err := session.AdvertisedReferencesContext(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkFormat(refs.Capabilities); err != nil {
-		return nil, err
-	}
 	name, tip, err := resolve(refs, branch)
 	if err != nil {
 		return nil, err
@@ -119,6 +112,24 @@ func (r *Remote) read(ctx context.Context, branch string) (*Snapshot, error) {
 	defer r.mu.Unlock()
 	r.last[name] = s
 	return s, nil
+}
+
+// advertised opens a session and returns what the server has. It changes ep where the server redirects. The caller closes
+// the session.
+func (r *Remote) advertised(ctx context.Context, ep *transport.Endpoint) (transport.UploadPackSession, *packp.AdvRefs, error) {
+	session, err := r.transport.NewUploadPackSession(ep, r.auth)
+	if err != nil {
+		return nil, nil, err
+	}
+	refs, err := session.AdvertisedReferencesContext(ctx)
+	if err == nil {
+		err = checkFormat(refs.Capabilities)
+	}
+	if err != nil {
+		_ = session.Close()
+		return nil, nil, err
+	}
+	return session, refs, nil
 }
 
 func (r *Remote) cached(name plumbing.ReferenceName, tip plumbing.Hash) *Snapshot {

@@ -32,18 +32,11 @@ func (r *Remote) ReadFixed(ctx context.Context, ref string, maxBytes int64) (*Sn
 
 func (r *Remote) readFixed(ctx context.Context, ref string, maxBytes int64) (*Snapshot, error) {
 	ep := r.endpoint
-	session, err := r.transport.NewUploadPackSession(&ep, r.auth)
+	session, refs, err := r.advertised(ctx, &ep)
 	if err != nil {
 		return nil, err
 	}
 	defer session.Close()
-	refs, err := session.AdvertisedReferencesContext(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkFormat(refs.Capabilities); err != nil {
-		return nil, err
-	}
 	commit, err := fixed(refs, ref)
 	if err != nil {
 		return nil, err
