@@ -24,7 +24,7 @@ type Decider string
 // The deciders.
 const (
 	ByLock     Decider = "lock"
-	ByHold     Decider = "hold"     // the lock, because the tag stands at the digest that its hold rejects
+	ByHold     Decider = "hold"     // the lock, because its hold keeps it from where the tag stands
 	ByResolver Decider = "registry" // asked now
 	ByCache    Decider = "cache"    // the resolver's memory, within its TTL
 	ByStale    Decider = "stale"    // the resolver's last known answer, because the registry cannot be asked, or is being asked
@@ -40,7 +40,7 @@ type Decision struct {
 
 	Locked   string // the digest in the lock, "" when that has none
 	Unasked  error  // why the registry could not say, where the lock's digest stands in for its answer
-	Rejected string // by the hold, where it decided: what the tag stands for now
+	Rejected string // where the hold decided: what the tag stands for now
 }
 
 // errNoPin is what an image gets that the lock alone was to decide, and does not name.
@@ -83,7 +83,7 @@ func (d *Decision) answer(res image.Resolution, hold *lock.Hold) {
 		d.Unasked = res.Err
 	case res.Err != nil:
 		*d = Decision{Image: d.Image, Err: res.Err}
-	case hold != nil && hold.Rejected == res.Digest:
+	case res.Digest != d.Locked && hold.Keeps(res.Digest, res.At):
 		d.By, d.Rejected = ByHold, res.Digest
 	default:
 		d.Digest, d.By, d.At = res.Digest, decider(res), res.At

@@ -20,7 +20,7 @@ type Row struct {
 	Digest     string     `json:"digest,omitempty"`     // what it is rendered with
 	Rendered   string     `json:"rendered,omitempty"`   // what a render writes, which ends in the digest
 	Locked     string     `json:"locked,omitempty"`     // the digest in digest-lock.yaml
-	Rejected   string     `json:"rejected,omitempty"`   // where the tag stands now, which a hold rejects
+	Rejected   string     `json:"rejected,omitempty"`   // where the tag stands now, which a hold keeps the lock from
 	DecidedBy  Decider    `json:"decidedBy,omitempty"`  // where the digest came from
 	ResolvedAt *time.Time `json:"resolvedAt,omitempty"` // when the registry was asked
 	Skipped    string     `json:"skipped,omitempty"`    // why it is not pinned

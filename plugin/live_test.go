@@ -18,6 +18,7 @@ func TestLive(t *testing.T) {
 		revision = "1111111111111111111111111111111111111111"
 		other    = "2222222222222222222222222222222222222222"
 	)
+	looked := time.Date(2026, 11, 22, 20, 57, 0, 0, time.UTC) // when the registry was asked
 	locked, moved := "sha256:"+strings.Repeat("a", 64), "sha256:"+strings.Repeat("b", 64)
 	tests := []struct {
 		name string
@@ -34,6 +35,9 @@ func TestLive(t *testing.T) {
 		{"resolver down", revision, nil, errors.New("resolver"), locked, ByLock},
 		{"held", revision, &lock.Hold{Rejected: moved}, nil, locked, ByHold},
 		{"past the hold", revision, &lock.Hold{Rejected: digest}, nil, moved, ByResolver},
+		{"held whatever comes", revision, &lock.Hold{}, nil, locked, ByHold},
+		{"held for now", revision, &lock.Hold{Until: looked.Add(time.Second)}, nil, locked, ByHold},
+		{"hold over", revision, &lock.Hold{Rejected: moved, Until: looked}, nil, moved, ByResolver},
 	}
 	for _, tt := range tests {
 		files := map[string]string{
@@ -58,7 +62,7 @@ func TestLive(t *testing.T) {
 			}
 			out := make([]image.Resolution, len(refs))
 			for i, ref := range refs {
-				out[i] = image.Resolution{Ref: ref, Digest: moved, Err: tt.err}
+				out[i] = image.Resolution{Ref: ref, Digest: moved, Err: tt.err, At: looked}
 			}
 			return out, nil
 		})

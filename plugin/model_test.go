@@ -108,7 +108,7 @@ func (w *world) pick() image.Ref {
 
 // step does one thing that happens in the life of a repository.
 func (w *world) step() {
-	switch w.rand.IntN(9) {
+	switch w.rand.IntN(10) {
 	case 0:
 		i := w.pick().String()
 		w.push(i)
@@ -140,7 +140,24 @@ func (w *world) step() {
 		w.render(len(w.commits) - 1)
 	case 8: // a rollback
 		w.render(w.rand.IntN(len(w.commits)))
+	case 9:
+		w.hold()
 	}
+}
+
+// hold is what a person does: keep a pin where it is, from everything or from where its tag stands, for good or not.
+func (w *world) hold() {
+	i := w.pick().String()
+	p, ok := w.tip().lock.Find(i)
+	if !ok {
+		return
+	}
+	p.Hold = []*lock.Hold{nil, {}, {Rejected: w.digest[i]}}[w.rand.IntN(3)]
+	if p.Hold != nil {
+		p.Hold.Until = []time.Time{{}, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)}[w.rand.IntN(3)]
+	}
+	w.commits = append(w.commits, commit{lock: w.tip().lock.With(p)})
+	w.say("hold %s: %+v", i, p.Hold)
 }
 
 func (w *world) tip() commit { return w.commits[len(w.commits)-1] }
@@ -157,9 +174,15 @@ func (w *world) companion() {
 			seen = append(seen, lock.Pin{Image: i, Digest: res.Digest, ResolvedAt: res.At.UTC().Truncate(time.Second)})
 		}
 	}
-	next := lock.Merge(w.tip().lock, seen)
-	if len(lock.Diff(w.tip().lock, next)) > 0 {
+	before := w.tip().lock
+	next := lock.Merge(before, seen)
+	if len(lock.Diff(before, next)) > 0 {
 		w.commits = append(w.commits, commit{lock: next})
+	}
+	for _, c := range lock.Diff(before, next) {
+		if p, _ := before.Find(c.Image); p.Hold.Keeps(c.New, time.Now()) {
+			w.fail("G3: %s moved to %s, held by %+v", c.Image, c.New, p.Hold)
+		}
 	}
 	w.say("companion: %d commits", len(w.commits))
 }
@@ -228,6 +251,9 @@ func (w *world) render(i int) {
 		if p, ok := c.lock.Find(full); ok && byLock && p.Digest != digest {
 			w.fail("G2: the lock says %s, the render %s", p.Digest, digest)
 		}
+		if p, ok := c.lock.Find(full); ok && digest != p.Digest && p.Hold.Keeps(digest, time.Now()) {
+			w.fail("G3: rendered %s, which %+v keeps out", digest, p.Hold)
+		}
 		delete(names, name)
 	}
 	if len(names) > 0 {
@@ -254,7 +280,7 @@ func (w *world) fail(format string, args ...any) {
 	w.t.Fatalf(format+"\nsteps:\n  %s", append(args, strings.Join(w.steps, "\n  "))...)
 }
 
-// TestGuarantees drives random histories and checks G1, G2, G4 and G6 at every render. It is not parallel: kustomize
+// TestGuarantees drives random histories and checks G1, G2, the holds of G3, G4 and G6 at every render. It is not parallel: kustomize
 // is one build at a time per process.
 func TestGuarantees(t *testing.T) {
 	seeds := uint64(40)

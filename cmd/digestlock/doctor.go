@@ -325,8 +325,8 @@ func (c *checkup) lock(locked *lock.Document, found image.Resolution) {
 	switch {
 	case !ok:
 		warn(followed, "%s has no pin for it", lock.FileName)
-	case p.Hold != nil && p.Hold.Rejected == found.Digest:
-		c.ok(of, "lock", "%s holds it at %s and rejects what the registry serves: %q", lock.FileName, p.Digest, p.Hold.Reason)
+	case found.Err == nil && p.Digest != found.Digest && p.Hold.Keeps(found.Digest, found.At):
+		c.ok(of, "lock", "%s holds it at %s and keeps it from what the registry serves: %q", lock.FileName, p.Digest, p.Hold.Reason)
 	case found.Err == nil && p.Digest != found.Digest:
 		warn(followed, "%s has %s, which the registry served at %s", lock.FileName, p.Digest, stamp(p.ResolvedAt))
 	case found.Err != nil:

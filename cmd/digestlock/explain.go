@@ -21,7 +21,7 @@ Says for each image reference of the overlay in DIR (default: the current direct
 digest a render gives it and where that comes from, or why it is left as it is. It decides as "digestlock generate" does
 with the same flags, and records nothing. Exit code 1: a render would fail, and the table says where.
 
-DECIDED BY is lock (digest-lock.yaml), hold (the lock, because the tag stands at a digest that its hold rejects), registry
+DECIDED BY is lock (digest-lock.yaml), hold (the lock, because its hold keeps it from where the tag stands), registry
 (asked now), cache (the resolver asked within its TTL) or stale (the resolver's last answer, older than its TTL: the registry
 cannot be asked, or is being asked).
 

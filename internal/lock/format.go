@@ -42,11 +42,23 @@ func (d *Document) Format() []byte {
 	for _, p := range pins {
 		b.WriteString("  - image: " + plain(p.Image) + "\n    digest: " + p.Digest + "\n    resolvedAt: " +
 			quote(stamp(p.ResolvedAt)) + "\n")
-		if p.Hold != nil {
-			b.WriteString("    hold:\n      rejected: " + p.Hold.Rejected + "\n      reason: " + quote(p.Hold.Reason) + "\n")
-		}
+		p.Hold.format(&b)
 	}
 	return b.Bytes()
+}
+
+func (h *Hold) format(b *bytes.Buffer) {
+	if h == nil {
+		return
+	}
+	b.WriteString("    hold:\n")
+	if h.Rejected != "" {
+		b.WriteString("      rejected: " + h.Rejected + "\n")
+	}
+	b.WriteString("      reason: " + quote(h.Reason) + "\n")
+	if !h.Until.IsZero() {
+		b.WriteString("      until: " + quote(stamp(h.Until)) + "\n")
+	}
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

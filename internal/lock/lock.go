@@ -42,8 +42,19 @@ type Pin struct {
 
 // Hold keeps a pin where it is although its tag has moved.
 type Hold struct {
-	Rejected string `json:"rejected"` // the digest that is not adopted; the pin moves on when the tag moves past it
-	Reason   string `json:"reason,omitempty"`
+	Rejected string    `json:"rejected,omitempty"` // the one digest that is not adopted; "" keeps the pin whatever its tag does
+	Reason   string    `json:"reason,omitempty"`
+	Until    time.Time `json:"until,omitzero"` // when the hold is over; zero for never; to the second in a file
+}
+
+// Keeps reports whether h is in force at the given time, when a pin's tag was seen at digest, and keeps the pin from
+// moving there. A nil h keeps nothing.
+func (h *Hold) Keeps(digest string, at time.Time) bool {
+	switch {
+	case h == nil, !h.Until.IsZero() && !h.Until.After(at):
+		return false
+	}
+	return h.Rejected == "" || h.Rejected == digest
 }
 
 // Source is what a render rendered: one Application's view of one path of one repository.
@@ -80,15 +91,23 @@ func (p Pin) Check() error {
 	if y := p.ResolvedAt.UTC().Year(); y < 1 || y > 9999 {
 		return fmt.Errorf("image %s: resolvedAt is out of range", p.Image)
 	}
+	if h := p.Hold; h != nil {
+		if h.Rejected != "" && !image.IsDigest(h.Rejected) {
+			return fmt.Errorf("image %s: %q, which its hold rejects, is not a digest", p.Image, h.Rejected)
+		}
+		if y := h.Until.UTC().Year(); y < 1 || y > 9999 {
+			return fmt.Errorf("image %s: its hold's until is out of range", p.Image)
+		}
+	}
 	return nil
 }
 
 // Advance returns p as it should be once its tag was seen at digest at the given time, and whether that differs from
-// p. What keeps p as it is: the same digest, a digest that a hold rejects, and an observation that is not newer than
-// p's own (a resolver replica that missed a flush answers from an older look).
+// p. What keeps p as it is: the same digest, its hold as [Hold.Keeps] says, and an observation that is not newer than
+// p's own (a resolver replica that missed a flush answers from an older look). Moving ends the hold.
 func (p Pin) Advance(digest string, at time.Time) (Pin, bool) {
 	switch {
-	case digest == p.Digest, !at.After(p.ResolvedAt), p.Hold != nil && p.Hold.Rejected == digest:
+	case digest == p.Digest, !at.After(p.ResolvedAt), p.Hold.Keeps(digest, at):
 		return p, false
 	}
 	return Pin{Image: p.Image, Digest: digest, ResolvedAt: at}, true
@@ -116,6 +135,17 @@ func Merge(base *Document, seen []Pin) *Document {
 	out := &Document{Pins: make([]Pin, 0, len(pins))}
 	for _, p := range pins {
 		out.Pins = append(out.Pins, p)
+	}
+	sortPins(out.Pins)
+	return out
+}
+
+// With returns d with p in place of the pin of its image, or added to d's. It never changes d, which may be nil.
+func (d *Document) With(p Pin) *Document {
+	out := &Document{Pins: []Pin{p}}
+	if d != nil {
+		out.Source = d.Source
+		out.Pins = append(out.Pins, slices.DeleteFunc(slices.Clone(d.Pins), func(q Pin) bool { return q.Image == p.Image })...)
 	}
 	sortPins(out.Pins)
 	return out

@@ -32,6 +32,26 @@ pins:
     resolvedAt: "2026-11-22T20:57:00Z"
 `
 
+// held is a lock with the other forms of a hold.
+const held = `# Maintained by digestlock: the digest behind each mutable tag this overlay renders.
+apiVersion: digestlock.dev/v1
+kind: DigestLock
+pins:
+  - image: a.io/a:latest
+    digest: sha256:1111111111111111111111111111111111111111111111111111111111111111
+    resolvedAt: "2026-11-22T20:57:00Z"
+    hold:
+      reason: "freeze"
+      until: "2026-12-01T00:00:00Z"
+  - image: a.io/b:latest
+    digest: sha256:1111111111111111111111111111111111111111111111111111111111111111
+    resolvedAt: "2026-11-22T20:57:00Z"
+    hold:
+      rejected: sha256:2222222222222222222222222222222222222222222222222222222222222222
+      reason: ""
+      until: "2026-12-01T00:00:00Z"
+`
+
 func sample() *Document {
 	return &Document{Pins: []Pin{
 		{
@@ -42,21 +62,35 @@ func sample() *Document {
 	}}
 }
 
-func TestFormat(t *testing.T) {
-	t.Parallel()
-	if diff := cmp.Diff(canonical, string(sample().Format())); diff != "" {
-		t.Errorf("Format (-want +got):\n%s", diff)
-	}
+func sampleHeld() *Document {
+	until := time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC)
+	return &Document{Pins: []Pin{
+		{Image: "a.io/a:latest", Digest: d1, ResolvedAt: t0, Hold: &Hold{Reason: "freeze", Until: until}},
+		{Image: "a.io/b:latest", Digest: d1, ResolvedAt: t0, Hold: &Hold{Rejected: d2, Until: until}},
+	}}
 }
 
-func TestParse(t *testing.T) {
+func TestFormatAndParse(t *testing.T) {
 	t.Parallel()
-	got, err := Parse(FileName, []byte(canonical))
+	for text, d := range map[string]*Document{canonical: sample(), held: sampleHeld()} {
+		if diff := cmp.Diff(text, string(d.Format())); diff != "" {
+			t.Errorf("Format (-want +got):\n%s", diff)
+		}
+		got, err := Parse(FileName, []byte(text))
+		if err != nil {
+			t.Error(err)
+		}
+		if diff := cmp.Diff(d, got); diff != "" {
+			t.Errorf("Parse (-want +got):\n%s", diff)
+		}
+	}
+	// What a person may write, and nothing else means: held whatever the tag does.
+	got, err := Parse(FileName, []byte(strings.Replace(held, "\n      reason: \"freeze\"\n      until: \"2026-12-01T00:00:00Z\"", " {}", 1)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(sample(), got); diff != "" {
-		t.Errorf("Parse (-want +got):\n%s", diff)
+	if diff := cmp.Diff(&Hold{}, got.Pins[0].Hold); diff != "" {
+		t.Errorf("an empty hold (-want +got):\n%s", diff)
 	}
 }
 
@@ -90,6 +124,7 @@ func TestParseRefuses(t *testing.T) {
 		}
 		return strings.Replace(canonical, old, cur, 1)
 	}
+	hold := func(text string) string { return edit("reason: \"reverted in 3f2c1ab: \\\"too <slow>\\\"\"", text) }
 	tests := []struct{ name, in, want string }{
 		{"empty", "", "digest-lock.yaml: empty"},
 		{"conflict", "# x\n<<<<<<< HEAD\n" + canonical, "digest-lock.yaml:2: merge conflict marker"},
@@ -104,6 +139,12 @@ func TestParseRefuses(t *testing.T) {
 		{"short name", edit("index.docker.io/library/nginx", "nginx"), "is not a full reference with a tag, such as index.docker.io/library/nginx:latest"},
 		{"digest", edit(d3, "sha256:33"), `digest-lock.yaml:12: digest "sha256:33" is not`},
 		{"time", edit("2026-11-22T20:57:00Z", "yesterday"), `"yesterday" is not an RFC 3339 time`},
+		{"hold without fields", "apiVersion: digestlock.dev/v1\nkind: DigestLock\npins:\n  - hold:\n", "digest-lock.yaml:4: want fields here (reason, rejected, until)"},
+		{"hold of nothing", edit(d2, "\"\""), `digest-lock.yaml:9: digest "" is not`},
+		{"hold until a day", hold("until: 2026-12-01"), `digest-lock.yaml:10: "2026-12-01" is not an RFC 3339 time`},
+		{"hold until nothing", hold("until:"), `digest-lock.yaml:10: "" is not an RFC 3339 time`},
+		{"hold until zero", hold("until: 0001-01-01T00:00:00Z"), `digest-lock.yaml:10: "0001-01-01T00:00:00Z" is out of range`},
+		{"hold until twice", hold("until: 2026-12-01T00:00:00Z\n      until: 2026-12-01T00:00:00Z"), `digest-lock.yaml:11: field "until" given twice`},
 		{"no pins", "apiVersion: digestlock.dev/v1\nkind: DigestLock\n", `no field "pins"`},
 		{"pins not a list", "apiVersion: digestlock.dev/v1\nkind: DigestLock\npins: {}\n", "digest-lock.yaml:3: pins is not a list"},
 		{"two documents", canonical + "---\n" + canonical, "more than one YAML document"},
@@ -130,6 +171,11 @@ func TestAdvance(t *testing.T) {
 	t.Parallel()
 	later := t0.Add(time.Minute)
 	held := &Hold{Rejected: d2, Reason: "r"}
+	frozen := &Hold{Reason: "r"}
+	until := func(h Hold, end time.Time) *Hold {
+		h.Until = end
+		return &h
+	}
 	tests := []struct {
 		name   string
 		pin    Pin
@@ -142,6 +188,13 @@ func TestAdvance(t *testing.T) {
 		{"older look", Pin{"i", d1, later, nil}, d2, t0, Pin{"i", d1, later, nil}},
 		{"rejected", Pin{"i", d1, t0, held}, d2, later, Pin{"i", d1, t0, held}},
 		{"past the rejected", Pin{"i", d1, t0, held}, d3, later, Pin{"i", d3, later, nil}},
+		{"frozen", Pin{"i", d1, t0, frozen}, d2, later, Pin{"i", d1, t0, frozen}},
+		{"rejected, later over", Pin{"i", d1, t0, until(*held, later.Add(1))}, d2, later, Pin{"i", d1, t0, until(*held, later.Add(1))}},
+		{"rejected, over", Pin{"i", d1, t0, until(*held, later)}, d2, later, Pin{"i", d2, later, nil}},
+		{"frozen, later over", Pin{"i", d1, t0, until(*frozen, later.Add(1))}, d3, later, Pin{"i", d1, t0, until(*frozen, later.Add(1))}},
+		{"frozen, over", Pin{"i", d1, t0, until(*frozen, later)}, d3, later, Pin{"i", d3, later, nil}},
+		{"frozen, over, same", Pin{"i", d1, t0, until(*frozen, t0)}, d1, later, Pin{"i", d1, t0, until(*frozen, t0)}},
+		{"frozen, over, older look", Pin{"i", d1, later, until(*frozen, t0)}, d2, t0, Pin{"i", d1, later, until(*frozen, t0)}},
 	}
 	for _, tt := range tests {
 		got, changed := tt.pin.Advance(tt.digest, tt.at)
@@ -151,6 +204,48 @@ func TestAdvance(t *testing.T) {
 		if changed != (got.Digest != tt.pin.Digest) {
 			t.Errorf("%s: changed = %v", tt.name, changed)
 		}
+	}
+}
+
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	good := Pin{Image: "a.io/b:c", Digest: d1, ResolvedAt: t0}
+	tests := []struct {
+		name string
+		edit func(*Pin)
+		want string
+	}{
+		{"good", func(*Pin) {}, ""},
+		{"held", func(p *Pin) { p.Hold = &Hold{} }, ""},
+		{"rejected", func(p *Pin) { p.Hold = &Hold{Rejected: d2, Until: t0} }, ""},
+		{"short image", func(p *Pin) { p.Image = "b:c" }, "is not a full reference"},
+		{"digest", func(p *Pin) { p.Digest = "latest" }, "is not a digest"},
+		{"time", func(p *Pin) { p.ResolvedAt = t0.AddDate(9000, 0, 0) }, "resolvedAt is out of range"},
+		{"rejects no digest", func(p *Pin) { p.Hold = &Hold{Rejected: "latest"} }, "which its hold rejects, is not a digest"},
+		{"until", func(p *Pin) { p.Hold = &Hold{Until: t0.AddDate(9000, 0, 0)} }, "its hold's until is out of range"},
+	}
+	for _, tt := range tests {
+		p := good
+		tt.edit(&p)
+		if err := p.Check(); (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: Check = %v, want %q", tt.name, err, tt.want)
+		}
+	}
+}
+
+func TestWith(t *testing.T) {
+	t.Parallel()
+	base := sample()
+	a, nginx := Pin{Image: "a.io/new:latest", Digest: d1, ResolvedAt: t0}, Pin{Image: "index.docker.io/library/nginx:latest", Digest: d1, ResolvedAt: t0}
+	got := base.With(nginx).With(a)
+	if diff := cmp.Diff(&Document{Pins: []Pin{a, base.Pins[0], nginx}}, got); diff != "" {
+		t.Errorf("With (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(sample(), base); diff != "" {
+		t.Errorf("With changed its receiver:\n%s", diff)
+	}
+	if diff := cmp.Diff(&Document{Pins: []Pin{a}}, (*Document)(nil).With(a)); diff != "" {
+		t.Errorf("With of no lock (-want +got):\n%s", diff)
 	}
 }
 
@@ -189,6 +284,9 @@ func TestMergeAndDiff(t *testing.T) {
 // FuzzParse: arbitrary bytes never panic, and what is accepted keeps its meaning through its canonical form.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(canonical))
+	f.Add([]byte(held))
+	f.Add([]byte("apiVersion: digestlock.dev/v1\nkind: DigestLock\npins: [{image: a.io/b:c, digest: " + d1 +
+		", resolvedAt: 2026-12-01T00:00:00Z, hold: {until: 2026-12-01T00:00:00.9+02:00}}]\n"))
 	f.Add([]byte("apiVersion: digestlock.dev/v1\nkind: DigestLock\npins: []\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		d, err := Parse(FileName, data)
@@ -212,16 +310,19 @@ func FuzzParse(f *testing.F) {
 // FuzzFormat: whatever text ends up in a hold or a source, the written document reads back equal.
 func FuzzFormat(f *testing.F) {
 	f.Add("reverted", "main", int64(0))
-	f.Add("\u0085\ufeff\x7f\u2028\"\\\n", "<&>", int64(1<<33))
+	f.Add("\u0085\ufeff\x7f\u2028\"\\\n", "<&>", int64(1<<33+1))
 	f.Fuzz(func(t *testing.T, reason, path string, unix int64) {
 		when := time.Unix(unix, 0).UTC()
-		if y := when.Year(); y < 0 || y > 9999 {
+		if y := when.Year(); y < 1 || y > 9999 {
 			return
 		}
 		reason, path = strings.ToValidUTF8(reason, "?"), strings.ToValidUTF8(path, "?")
 		d := &Document{
 			Source: &Source{Project: path, Path: reason, RenderedAt: when},
-			Pins:   []Pin{{Image: "a.io/b:c", Digest: d1, ResolvedAt: when, Hold: &Hold{Rejected: d2, Reason: reason}}},
+			Pins:   []Pin{{Image: "a.io/b:c", Digest: d1, ResolvedAt: when, Hold: &Hold{Reason: reason, Until: when}}},
+		}
+		if unix%2 == 0 {
+			d.Pins[0].Hold.Rejected = d2
 		}
 		got, err := ParseEntry("e", d.Format())
 		if err != nil {

@@ -128,7 +128,8 @@ func parsePins(n *yaml.Node) ([]Pin, error) {
 				return mapping(n, map[string]func(*yaml.Node) error{
 					"rejected": digest(&p.Hold.Rejected),
 					"reason":   text(&p.Hold.Reason),
-				}, "rejected")
+					"until":    end(&p.Hold.Until),
+				})
 			},
 		}, "image", "digest", "resolvedAt"); err != nil {
 			return nil, err
@@ -190,6 +191,19 @@ func timestamp(into *time.Time) func(*yaml.Node) error {
 		}
 		*into = t.UTC().Truncate(time.Second)
 		if y := into.Year(); y < 1 || y > 9999 {
+			return at(n, "%q is out of range", n.Value)
+		}
+		return nil
+	}
+}
+
+// end is timestamp without the zero time, which would mean no end.
+func end(into *time.Time) func(*yaml.Node) error {
+	return func(n *yaml.Node) error {
+		if err := timestamp(into)(n); err != nil {
+			return err
+		}
+		if into.IsZero() {
 			return at(n, "%q is out of range", n.Value)
 		}
 		return nil
