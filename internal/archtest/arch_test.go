@@ -63,7 +63,7 @@ var theirs = map[string][]string{
 	"github.com/go-git":                                    {"internal/gitrepo", "internal/gitserver"},
 	"github.com/skeema/knownhosts":                         {"internal/gitrepo"},
 	"golang.org/x/crypto":                                  {"internal/gitrepo", "internal/gittest"},
-	"golang.org/x/net":                                     {"internal/registry"},
+	"golang.org/x/net":                                     {"internal/gitrepo", "internal/registry"},
 	"golang.org/x/time":                                    {"internal/access", "internal/daemon", "internal/registry"},
 	"github.com/spf13/pflag":                               {"internal/cli"},
 	"golang.org/x/term":                                    {"internal/cli"},

@@ -65,6 +65,8 @@ func (r *Remote) explain(ctx context.Context, doing string, err error) error {
 		return fault.New(f.Code, f.Hint, "%s: %s", doing, words)
 	case untrusted:
 		return fault.New(fault.GitCertificate, "give the CA that signed the server's certificate", "%s: %s", doing, words)
+	case isAlert(err):
+		return fault.New(fault.GitCertificate, "give the TLS client certificate that the server asks for", "%s: %s", doing, words)
 	case isDown(err):
 		return fault.New(fault.GitUnavailable, "check that the Git server is up and can be reached from here", "%s: %s", doing, words)
 	}
@@ -105,6 +107,12 @@ func isDown(err error) bool {
 	return op || dns
 }
 
+// isAlert is about a TLS server that refuses us, most often for want of a client certificate.
+func isAlert(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error" // how crypto/tls names an alert of the other side
+}
+
 // isSHA256 looks into a listing of refs that go-git could not decode for the reason.
 func isSHA256(err error) bool {
 	e, ok := errors.AsType[*packp.ErrUnexpectedData](err)
@@ -115,11 +123,7 @@ var userinfo = regexp.MustCompile(`(://)[^/@\s]+@`)
 
 // clean makes foreign words fit to show: one line, of bounded length, without a secret of ours or a URL's user.
 func (r *Remote) clean(words string) string {
-	for _, secret := range r.secrets {
-		if secret != "" {
-			words = strings.ReplaceAll(words, secret, "***")
-		}
-	}
+	words = r.secrets.redact(words)
 	words = userinfo.ReplaceAllString(words, "$1")
 	words = strings.Join(strings.FieldsFunc(words, func(c rune) bool { return unicode.IsSpace(c) || unicode.IsControl(c) }), " ")
 	words = strings.ToValidUTF8(words, "")

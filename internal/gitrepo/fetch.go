@@ -65,7 +65,7 @@ func (s *Snapshot) fetchBlobs(ctx context.Context, blobs []plumbing.Hash) error 
 
 func (s *Snapshot) fetchAnew(ctx context.Context, req *packp.UploadPackRequest, maxObject int64) error {
 	ep := s.endpoint
-	session, err := s.remote.transport.NewUploadPackSession(&ep, s.remote.auth)
+	session, err := s.remote.uploadPack(ctx, &ep)
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,7 @@
 // It speaks to the remote through go-git's transport layer: the tip and its trees are fetched without file contents
 // where the server can do that, trees are edited in memory, and the new objects are pushed by compare-and-swap on the
 // tip that was read. No repository is kept on disk and nothing is ever forced. TLS certificates and SSH host keys are
-// always verified.
+// verified, unless [Auth] says Insecure.
 package gitrepo
 
 import (
@@ -43,22 +43,13 @@ const stepTimeout = 2 * time.Minute
 // readAttempts is how often Read starts again when the branch is force-pushed between listing and fetching it.
 const readAttempts = 3
 
-// Auth is how to prove who we are, and whom we trust. The zero value is anonymous https.
-type Auth struct {
-	Username, Password string // https: basic authentication
-	Token              string // https: bearer token; wins over Username and Password
-	SSHKey             []byte // ssh: private key, PEM, without a passphrase
-	KnownHosts         []byte // ssh: known_hosts text; required
-	CA                 []byte // https: PEM bundle, trusted in addition to the system's roots
-}
-
 // Remote is one remote repository. It is safe for concurrent use and keeps, per branch, the last snapshot that was
 // read. It holds no connection open for longer than half a minute and needs no closing.
 type Remote struct {
 	name      string // for people: never holds credentials
-	secrets   []string
+	secrets   secrets
 	transport transport.Transport
-	auth      transport.AuthMethod
+	login     login
 	endpoint  transport.Endpoint
 
 	mu   sync.Mutex
@@ -117,7 +108,7 @@ func (r *Remote) read(ctx context.Context, branch string) (*Snapshot, error) {
 // advertised opens a session and returns what the server has. It changes ep where the server redirects. The caller closes
 // the session.
 func (r *Remote) advertised(ctx context.Context, ep *transport.Endpoint) (transport.UploadPackSession, *packp.AdvRefs, error) {
-	session, err := r.transport.NewUploadPackSession(ep, r.auth)
+	session, err := r.uploadPack(ctx, ep)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -144,7 +135,7 @@ func (r *Remote) cached(name plumbing.ReferenceName, tip plumbing.Hash) *Snapsho
 // tip asks the server where s's branch is now; the zero hash means that it is gone.
 func (r *Remote) tip(ctx context.Context, s *Snapshot) (plumbing.Hash, error) {
 	ep := s.endpoint
-	session, err := r.transport.NewUploadPackSession(&ep, r.auth)
+	session, err := r.uploadPack(ctx, &ep)
 	if err != nil {
 		return plumbing.ZeroHash, err
 	}

@@ -1,9 +1,9 @@
 package gitrepo
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
 	"errors"
 	"io"
 	"net"
@@ -26,21 +26,15 @@ func (r *Remote) openHTTP(u *url.URL, a Auth) error {
 	if a.Username == "" {
 		a.Username = u.User.Username()
 	}
-	roots, err := rootCAs(a.CA)
+	t, err := a.httpTransport()
 	if err != nil {
 		return err
 	}
-	r.speakHTTP(u, httpTransport(roots))
-	if u.Scheme == "http" && (a.Username != "" || a.Password != "" || a.Token != "") {
+	r.speakHTTP(u, t)
+	r.login = a.login(&r.secrets)
+	if u.Scheme == "http" && (r.login != nil || len(a.ClientKey) > 0) {
 		return fault.New(fault.GitCredentials, "use https", "credentials for %s would travel unencrypted", r.name)
 	}
-	switch {
-	case a.Token != "":
-		r.auth = &githttp.TokenAuth{Token: a.Token}
-	case a.Username != "" || a.Password != "":
-		r.auth = &githttp.BasicAuth{Username: a.Username, Password: a.Password}
-	}
-	r.secrets = []string{a.Token, a.Password, base64.StdEncoding.EncodeToString([]byte(a.Username + ":" + a.Password))}
 	return nil
 }
 
@@ -65,15 +59,56 @@ func rootCAs(bundle []byte) (*x509.CertPool, error) {
 }
 
 // httpTransport is http.DefaultTransport's settings in a transport of our own, less patient with idle connections.
-func httpTransport(roots *x509.CertPool) *http.Transport {
-	return &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: 30 * time.Second}).DialContext,
-		TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout: 10 * time.Second,
-		ForceAttemptHTTP2:   true,
-		IdleConnTimeout:     30 * time.Second,
+func (a Auth) httpTransport() (*http.Transport, error) {
+	config, err := a.tlsConfig()
+	if err != nil {
+		return nil, err
 	}
+	proxy, err := a.proxyFor(httpsProxies)
+	if err != nil {
+		return nil, err
+	}
+	t := &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		OnProxyConnectResponse: proxyRefusal,
+		DialContext:            (&net.Dialer{Timeout: 30 * time.Second}).DialContext,
+		TLSClientConfig:        config,
+		TLSHandshakeTimeout:    10 * time.Second,
+		ForceAttemptHTTP2:      true,
+		IdleConnTimeout:        30 * time.Second,
+	}
+	if proxy != nil {
+		t.Proxy = func(req *http.Request) (*url.URL, error) { return proxy(req.URL) }
+	}
+	return t, nil
+}
+
+// tlsConfig returns whom we trust and how we show who we are.
+func (a Auth) tlsConfig() (*tls.Config, error) {
+	roots, err := rootCAs(a.CA)
+	if err != nil {
+		return nil, err
+	}
+	config := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12, InsecureSkipVerify: a.Insecure}
+	if len(a.ClientCert) == 0 && len(a.ClientKey) == 0 {
+		return config, nil
+	}
+	pair, err := tls.X509KeyPair(a.ClientCert, a.ClientKey)
+	if err != nil { // the cause is not shown: it has seen the key
+		return nil, fault.New(fault.GitCredentials, "give a PEM certificate and the private key that belongs to it, without a passphrase",
+			"TLS client certificate cannot be used")
+	}
+	config.Certificates = []tls.Certificate{pair}
+	return config, nil
+}
+
+// proxyRefusal explains a proxy that does not open the tunnel.
+func proxyRefusal(_ context.Context, proxy *url.URL, req *http.Request, res *http.Response) error {
+	if res.StatusCode == http.StatusOK {
+		return nil
+	}
+	return fault.New(fault.GitUnavailable, "check the proxy's user and password, and that it lets this program reach the host",
+		"proxy %s does not connect to %s: %d %s", proxy.Host, req.Host, res.StatusCode, http.StatusText(res.StatusCode))
 }
 
 // sameHost lets a redirect change the path, and http become https, on the host that we were sent to. go-git adds

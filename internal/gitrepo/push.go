@@ -218,7 +218,7 @@ func (s *Snapshot) push(ctx context.Context, commit plumbing.Hash, objects *memo
 
 func (s *Snapshot) send(ctx context.Context, commit plumbing.Hash, objects *memory.Storage) error {
 	ep := s.endpoint
-	session, err := s.remote.transport.NewReceivePackSession(&ep, s.remote.auth)
+	session, err := s.remote.receivePack(ctx, &ep)
 	if err != nil {
 		return err
 	}

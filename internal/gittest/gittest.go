@@ -25,6 +25,7 @@ type Server struct {
 	root     string
 	settings []string
 	wrap     func(http.Handler) http.Handler
+	wantCert bool
 	requests atomic.Int64
 }
 
@@ -48,6 +49,11 @@ func NoShallow() Option { return Wrap(withoutShallow) }
 // Bearer makes an https server that wants the token instead of a user name and a password.
 func Bearer(token string) Option {
 	return func(s *Server) { s.Auth = gitrepo.Auth{Token: token} }
+}
+
+// ClientCert makes an https server that lets nobody in without the TLS client certificate of its Auth.
+func ClientCert() Option {
+	return func(s *Server) { s.wantCert = true }
 }
 
 // Wrap puts a handler in front of an https server, and in front of its authentication.

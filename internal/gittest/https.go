@@ -2,10 +2,17 @@ package gittest
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/subtle"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"io"
 	"log"
+	"math/big"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
@@ -34,6 +41,9 @@ func HTTPS(t testing.TB, options ...Option) *Server {
 	}
 	server := httptest.NewUnstartedServer(s.counted(handler))
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	if s.wantCert {
+		server.TLS = s.clientCert(t)
+	}
 	server.StartTLS()
 	t.Cleanup(func() {
 		server.CloseClientConnections() // a handler that is told to stay silent must not keep the test from ending
@@ -42,6 +52,39 @@ func HTTPS(t testing.TB, options ...Option) *Server {
 	s.base = server.URL + "/"
 	s.Auth.CA = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
 	return s
+}
+
+// clientCert makes a certificate for Auth and returns the configuration of a server that wants it.
+func (s *Server) clientCert(t testing.TB) *tls.Config {
+	t.Helper()
+	s.Auth.ClientCert, s.Auth.ClientKey = NewClientCert(t)
+	trusted := x509.NewCertPool()
+	trusted.AppendCertsFromPEM(s.Auth.ClientCert)
+	return &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: trusted}
+}
+
+// NewClientCert returns a certificate that signs itself, and its key, both PEM.
+func NewClientCert(t testing.TB) (certPEM, keyPEM []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "robot"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		IsCA:        true, BasicConstraintsValid: true,
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
 
 func (s *Server) counted(next http.Handler) http.Handler {
