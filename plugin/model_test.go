@@ -115,7 +115,7 @@ func (w *world) step() {
 		w.say("push %s", i)
 	case 1:
 		r := w.pick()
-		w.cache.Flush(w.t.Context(), []cache.Target{{Ref: r}})
+		w.cache.Flush(w.t.Context(), []image.Target{{Ref: r}})
 		w.say("flush %s", r)
 	case 2:
 		w.down = !w.down

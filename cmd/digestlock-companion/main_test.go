@@ -159,7 +159,7 @@ func flush(ts *testscript.TestScript, _ bool, _ []string) {
 	s.registry.mu.Unlock()
 	ref, err := image.Parse("ghcr.io/acme/server")
 	ts.Check(err)
-	s.cache.Flush(context.Background(), []cache.Target{{Ref: ref}})
+	s.cache.Flush(context.Background(), []image.Target{{Ref: ref}})
 }
 
 // rendered is render URL: it tells the resolver of a render of another repository.

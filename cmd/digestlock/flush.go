@@ -33,9 +33,6 @@ docs/flush.md has ready steps for CI.
 
 Exit code: 0 every replica has the new digests, 1 not every replica or image, or none, 2 wrong usage.`
 
-// maxFlush bounds the images of one call: what a resolver takes in one request.
-const maxFlush = 1500
-
 func flush(ctx context.Context, env cli.Env, args []string) error {
 	flags := cli.NewFlags("digestlock flush", flushUsage)
 	servers := flags.StringSlice("server", []string{defaultServer}, "resolver: unix:///path or http(s)://host:port (repeatable)")
@@ -44,7 +41,7 @@ func flush(ctx context.Context, env cli.Env, args []string) error {
 	audience := flags.String("audience", "digestlock", "with --oidc: whom the token is for, as the resolver's --oidc-config says")
 	format := flags.StringP("output", "o", "table", "table or json")
 	timeout := flags.Duration("timeout", 30*time.Second, "give up after this long")
-	images, err := flags.Parse(env, args, maxFlush)
+	images, err := flags.Parse(env, args, api.MaxImages)
 	if err != nil {
 		return err
 	}
@@ -57,11 +54,7 @@ func flush(ctx context.Context, env cli.Env, args []string) error {
 		return cli.Usage("choose where the token comes from", "--oidc and --token-file exclude each other")
 	}
 	for _, i := range images {
-		ref, err := image.Parse(i)
-		if err == nil && ref.Digest != "" {
-			err = fmt.Errorf("image %q: a digest never changes, flush its tag", i)
-		}
-		if err != nil {
+		if _, err := image.ParseTarget(i); err != nil {
 			return cli.Usage("for example: registry.example.com/team/app:latest", "%w", err)
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/digestlock/digestlock/internal/cli"
 	"github.com/digestlock/digestlock/internal/credentials"
 	"github.com/digestlock/digestlock/internal/daemon"
+	"github.com/digestlock/digestlock/internal/door"
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/registry"
 )
@@ -85,7 +86,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 		}
 	}
 	if *webhookSecrets != "" {
-		if err := daemon.CheckWebhookSecrets(*webhookSecrets); err != nil {
+		if err := door.CheckWebhookSecrets(*webhookSecrets); err != nil {
 			return fault.New(fault.SecretFile, "name each file after a sender of docs/webhooks.md, with at least one secret in it", "--webhook-secrets: %w", err)
 		}
 	}

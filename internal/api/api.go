@@ -18,6 +18,10 @@ import (
 // MaxBody bounds a request's body, in bytes.
 const MaxBody = 16 << 20
 
+// MaxImages bounds the images of one request, so that a render's ledger entry stays below lock.MaxSize. An overlay with more
+// distinct mutable images than this is not one.
+const MaxImages = 1500
+
 // ResolveRequest asks for the digests of Images, with the credentials of the Source's project. With a Source that has a
 // repository it is the report of a render as well: once all Images are resolved, the ledger keeps them together with
 // Locked, what the lock had decided, as that source's pins.

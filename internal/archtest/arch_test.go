@@ -14,9 +14,9 @@ import (
 const module = "github.com/digestlock/digestlock/"
 
 // ours lists which packages of this module a package may import. One that is missing here may import none; one that
-// nobody may import is a command or a leaf nobody needs. Cmd → plugin, companion, daemon → leaves, and never back.
+// nobody may import is a command or a leaf nobody needs. Cmd → plugin, companion, daemon → door → leaves, and never back.
 var ours = map[string][]string{
-	"cmd/digestlock":                   {"internal/access", "internal/api", "internal/cache", "internal/cli", "internal/credentials", "internal/daemon", "internal/demo", "internal/fault", "internal/image", "internal/lock", "internal/registry", "internal/remotebase", "internal/render", "plugin"},
+	"cmd/digestlock":                   {"internal/access", "internal/api", "internal/cache", "internal/cli", "internal/credentials", "internal/daemon", "internal/demo", "internal/door", "internal/fault", "internal/image", "internal/lock", "internal/registry", "internal/remotebase", "internal/render", "plugin"},
 	"cmd/docker-credential-digestlock": {"internal/cloud"},
 	"cmd/digestlock-companion":         {"internal/api", "internal/cli", "internal/companion", "internal/fault", "internal/gitrepo"},
 
@@ -25,7 +25,8 @@ var ours = map[string][]string{
 
 	"plugin":             {"internal/checkout", "internal/fault", "internal/image", "internal/lock", "internal/pin", "internal/render"},
 	"internal/companion": {"internal/fault", "internal/gitrepo", "internal/image", "internal/lock"},
-	"internal/daemon":    {"internal/access", "internal/api", "internal/cache", "internal/fault", "internal/hook", "internal/image", "internal/lock"},
+	"internal/daemon":    {"internal/access", "internal/api", "internal/cache", "internal/door", "internal/fault", "internal/image", "internal/lock"},
+	"internal/door":      {"internal/access", "internal/api", "internal/fault", "internal/hook", "internal/image"},
 	"internal/demo":      {"examples", "internal/api", "internal/companion", "internal/gitrepo", "internal/gitserver", "internal/registrytest"},
 
 	// Leaves. An arrow between two of them is here because one speaks in terms of the other.
@@ -64,12 +65,12 @@ var theirs = map[string][]string{
 	"github.com/skeema/knownhosts":                         {"internal/gitrepo"},
 	"golang.org/x/crypto":                                  {"internal/gitrepo", "internal/gittest"},
 	"golang.org/x/net":                                     {"internal/gitrepo", "internal/registry"},
-	"golang.org/x/time":                                    {"internal/access", "internal/daemon", "internal/registry"},
+	"golang.org/x/time":                                    {"internal/access", "internal/door", "internal/registry"},
 	"github.com/spf13/pflag":                               {"internal/cli"},
 	"golang.org/x/term":                                    {"internal/cli"},
 	"github.com/creack/pty":                                {},
 	"go.yaml.in/yaml":                                      {"internal/access", "internal/lock", "internal/pin", "internal/render"},
-	"github.com/prometheus/client_golang":                  {"internal/cache", "internal/daemon", "internal/registry", "internal/companion", "cmd/digestlock", "cmd/digestlock-companion"},
+	"github.com/prometheus/client_golang":                  {"internal/cache", "internal/daemon", "internal/door", "internal/registry", "internal/companion", "cmd/digestlock", "cmd/digestlock-companion"},
 	"github.com/cenkalti/backoff":                          {"internal/companion", "internal/registry"},
 	"k8s.io/client-go":                                     {},
 	"testing":                                              {"internal/gittest"},

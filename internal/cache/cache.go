@@ -323,12 +323,6 @@ func (c *Cache) wait(ctx context.Context, f *flight) image.Resolution {
 	return f.result
 }
 
-// Target is what to flush: one reference, or all remembered tags of its repository.
-type Target struct {
-	image.Ref
-	EveryTag bool
-}
-
 // Flushed is what a flush did to one reference.
 type Flushed struct {
 	image.Resolution
@@ -339,7 +333,7 @@ type Flushed struct {
 // that knew them, and returns both answers for each reference, in the order of the targets. Look-ups that were under
 // way cannot bring the old digest back. An answer that cannot be had is in the Resolution's Err, and the reference
 // stays forgotten: no stale answer is used. Of several scopes' answers the first with a digest is returned.
-func (c *Cache) Flush(ctx context.Context, targets []Target) []Flushed {
+func (c *Cache) Flush(ctx context.Context, targets []image.Target) []Flushed {
 	out, scopes := c.forget(targets)
 	for i := range scopes {
 		if scopes[i] == nil {
@@ -352,7 +346,7 @@ func (c *Cache) Flush(ctx context.Context, targets []Target) []Flushed {
 
 // Invalidate forgets as [Cache.Flush] does and waits for nothing. It begins to ask again for those references that were
 // remembered or being looked up, which it returns: what is said about an image that nobody uses costs no request.
-func (c *Cache) Invalidate(targets []Target) []image.Ref {
+func (c *Cache) Invalidate(targets []image.Target) []image.Ref {
 	out, scopes := c.forget(targets)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -396,7 +390,7 @@ func (c *Cache) resolveAgain(ctx context.Context, out []Flushed, scopes [][]stri
 
 // forget drops the entries of the targets and disowns their look-ups under way. It returns all references that the
 // targets name, with their old digests, and for each the scopes that knew it, nil for none.
-func (c *Cache) forget(targets []Target) (all []Flushed, scopes [][]string) {
+func (c *Cache) forget(targets []image.Target) (all []Flushed, scopes [][]string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	known := c.known(targets)
@@ -431,10 +425,10 @@ func (c *Cache) drop(k key) (digest string) {
 
 // known returns the scopes, sorted, in which each reference of the targets' repositories is remembered or being looked
 // up. The caller holds mu.
-func (c *Cache) known(targets []Target) map[string][]string {
+func (c *Cache) known(targets []image.Target) map[string][]string {
 	wanted := map[string]bool{}
 	for _, t := range targets {
-		wanted[repository(t.String())] = true
+		wanted[repository(t.Ref.String())] = true
 	}
 	found := map[key]bool{}
 	add := func(k key) {

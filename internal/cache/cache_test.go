@@ -210,7 +210,7 @@ func TestFlush(t *testing.T) {
 	bubble(t, Options{}, func(t *testing.T, u *upstream, c *Cache) {
 		one(t.Context(), t, c)
 		u.set(server, cur, nil)
-		got := c.Flush(t.Context(), []Target{{Ref: ref(t, server)}})
+		got := c.Flush(t.Context(), []image.Target{{Ref: ref(t, server)}})
 		if len(got) != 1 || got[0].Old != old || got[0].Digest != cur {
 			t.Errorf("Flush = %+v, want %s → %s", got, old, cur)
 		}
@@ -218,7 +218,7 @@ func TestFlush(t *testing.T) {
 			t.Errorf("after the flush = %+v after %d lookups, want the new digest remembered after 2", r, u.count())
 		}
 		u.set(server, "", image.ErrUnavailable)
-		if got := c.Flush(t.Context(), []Target{{Ref: ref(t, server)}}); got[0].Digest != "" || got[0].Stale {
+		if got := c.Flush(t.Context(), []image.Target{{Ref: ref(t, server)}}); got[0].Digest != "" || got[0].Stale {
 			t.Errorf("Flush while the registry is down = %+v: an answer older than the flush", got)
 		}
 	})
@@ -232,7 +232,7 @@ func TestFlushOfRepository(t *testing.T) {
 			c.Resolve(t.Context(), "", []image.Ref{ref(t, s)})
 		}
 		var got []string
-		for _, f := range c.Flush(t.Context(), []Target{{Ref: ref(t, "ghcr.io/acme/server"), EveryTag: true}}) {
+		for _, f := range c.Flush(t.Context(), []image.Target{{Ref: ref(t, "ghcr.io/acme/server"), EveryTag: true}}) {
 			got = append(got, f.Ref.String())
 		}
 		if diff := cmp.Diff([]string{server, "ghcr.io/acme/server:main"}, got); diff != "" {
@@ -253,7 +253,7 @@ func TestFlushOvertakesLookup(t *testing.T) {
 		u.mu.Lock()
 		u.digest[server], u.delay = cur, 0
 		u.mu.Unlock()
-		if got := c.Flush(t.Context(), []Target{{Ref: ref(t, server)}}); got[0].Digest != cur {
+		if got := c.Flush(t.Context(), []image.Target{{Ref: ref(t, server)}}); got[0].Digest != cur {
 			t.Errorf("Flush = %+v, want %s", got, cur)
 		}
 		if r := <-early; r.Digest != cur {
@@ -301,7 +301,7 @@ func TestInvalidate(t *testing.T) {
 	bubble(t, Options{Timeout: 5 * time.Second}, func(t *testing.T, u *upstream, c *Cache) {
 		one(t.Context(), t, c)
 		u.set(server, cur, nil)
-		targets := []Target{{Ref: ref(t, "ghcr.io/nobody/uses:latest")}, {Ref: ref(t, "ghcr.io/acme/server"), EveryTag: true}}
+		targets := []image.Target{{Ref: ref(t, "ghcr.io/nobody/uses:latest")}, {Ref: ref(t, "ghcr.io/acme/server"), EveryTag: true}}
 		if got := c.Invalidate(targets); len(got) != 1 || got[0].String() != server {
 			t.Errorf("Invalidate = %v, want %s", got, server)
 		}

@@ -292,7 +292,7 @@ func (w *world) check(r image.Resolution, floor int, start time.Time, patient bo
 
 // flush flushes one reference, or all tags of its repository; mostly because of a push, as CI does.
 func (w *world) flush(ctx context.Context) {
-	target := Target{Ref: pick(w, w.refs...), EveryTag: w.int(2) == 0}
+	target := image.Target{Ref: pick(w, w.refs...), EveryTag: w.int(2) == 0}
 	if w.int(3) > 0 {
 		w.push(target.Ref)
 	}
@@ -307,7 +307,7 @@ func (w *world) flush(ctx context.Context) {
 	}
 	began := w.mark(hit, 1, 0)
 	start := time.Now()
-	for _, f := range w.c.Flush(ctx, []Target{target}) {
+	for _, f := range w.c.Flush(ctx, []image.Target{target}) {
 		w.check(f.Resolution, began, start, true)
 		if f.Stale {
 			w.t.Errorf("flush answered with the stale %+v", f)

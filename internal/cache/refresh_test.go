@@ -51,7 +51,7 @@ func TestFlushBeatsStaleWhileRevalidate(t *testing.T) {
 		one(t.Context(), t, c) // a lookup of the old digest is under way
 		synctest.Wait()
 		u.set(server, cur, nil)
-		c.Flush(t.Context(), []Target{{Ref: ref(t, server)}})
+		c.Flush(t.Context(), []image.Target{{Ref: ref(t, server)}})
 		if r := one(t.Context(), t, c); r.Digest != cur || r.Stale {
 			t.Errorf("after the flush = %+v, want the new digest", r)
 		}

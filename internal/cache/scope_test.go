@@ -75,7 +75,7 @@ func TestFlushOfScopes(t *testing.T) {
 		c.Resolve(t.Context(), "a", []image.Ref{latest, main})
 		r.asked, r.digest = nil, cur
 
-		got := c.Flush(t.Context(), []Target{{Ref: latest, EveryTag: true}})
+		got := c.Flush(t.Context(), []image.Target{{Ref: latest, EveryTag: true}})
 		var lines []string
 		for _, f := range got {
 			lines = append(lines, fmt.Sprint(f.Ref, " ", f.Old == old, f.Digest == cur, f.Err == nil))
@@ -93,12 +93,12 @@ func TestFlushOfScopes(t *testing.T) {
 			}
 		}
 		r.reads = nil
-		if got := c.Flush(t.Context(), []Target{{Ref: main}}); len(got) != 1 || !errors.Is(got[0].Err, image.ErrUnauthorized) || got[0].Digest != "" {
+		if got := c.Flush(t.Context(), []image.Target{{Ref: main}}); len(got) != 1 || !errors.Is(got[0].Err, image.ErrUnauthorized) || got[0].Digest != "" {
 			t.Errorf("flush that no scope may answer = %+v, want unauthorized", got)
 		}
 		unknown := ref(t, "ghcr.io/acme/unknown")
 		r.reads = map[string]bool{"": true}
-		if got := c.Flush(t.Context(), []Target{{Ref: unknown}}); len(got) != 1 || got[0].Digest != cur || got[0].Old != "" {
+		if got := c.Flush(t.Context(), []image.Target{{Ref: unknown}}); len(got) != 1 || got[0].Digest != cur || got[0].Old != "" {
 			t.Errorf("flush of what nobody asked for = %+v, want everybody's look", got)
 		}
 	})

@@ -77,7 +77,7 @@ func TestRealResolver(t *testing.T) {
 	r.n = 2
 	r.mu.Unlock()
 	once(t, companion, 0) // nobody has told the resolver yet
-	c.Flush(t.Context(), []cache.Target{{Ref: ref}})
+	c.Flush(t.Context(), []image.Target{{Ref: ref}})
 	once(t, companion, 1)
 	wantPins(t, f.repo, "main", "app", map[string]int{server: 2, worker: 9})
 	if !strings.Contains(f.log.String(), `image=`+worker+` error="not found"`) {

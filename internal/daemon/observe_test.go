@@ -17,43 +17,27 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/digestlock/digestlock/internal/cache"
+	"github.com/digestlock/digestlock/internal/door"
 )
 
-func serverFor(t *testing.T, log *syncBuffer) *Server {
+func serverFor(t *testing.T, log *syncBuffer, change ...func(*Options)) *Server {
 	t.Helper()
 	c := cache.New(&registry{}, cache.Options{})
 	t.Cleanup(c.Close)
-	return New(Options{
+	o := Options{
 		Resolver: c, Ledger: openLedger(t, filepath.Join(t.TempDir(), "state")), Metrics: prometheus.NewRegistry(),
 		Log: slog.New(slog.NewJSONHandler(log, nil)),
-	})
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	return New(o)
 }
 
 func ask(s *Server, path string) (status int, body string) {
 	w := httptest.NewRecorder()
 	s.remote().ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
 	return w.Code, w.Body.String()
-}
-
-// TestReady: ready is who serves all of its listeners and was not told to stop.
-func TestReady(t *testing.T) {
-	t.Parallel()
-	s := serverFor(t, &syncBuffer{})
-	for _, step := range []struct {
-		name   string
-		do     func()
-		status int
-	}{
-		{"not serving", func() {}, 503},
-		{"one of two serves", func() { s.starting.Store(2); s.starting.Add(-1) }, 503},
-		{"both serve", func() { s.starting.Add(-1) }, 200},
-		{"told to stop", func() { s.draining.Store(true) }, 503},
-	} {
-		step.do()
-		if status, body := ask(s, "/readyz"); status != step.status {
-			t.Errorf("%s: %d %q, want %d", step.name, status, body, step.status)
-		}
-	}
 }
 
 // TestNotReadyWhileDraining: whoever asks gets 503 or, as soon as nothing is accepted any more, no connection, while the
@@ -149,31 +133,19 @@ func TestHealthOfStateDirectory(t *testing.T) {
 			t.Fatal(err)
 		}
 		check("ok, 0 sources") // not tried again so soon
-		time.Sleep(probeEvery)
+		time.Sleep(door.ProbeEvery)
 		check("ok, 0 sources, state directory not writable")
-		time.Sleep(probeEvery)
+		time.Sleep(door.ProbeEvery)
 		check("ok, 0 sources, state directory not writable")
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(probeEvery)
+		time.Sleep(door.ProbeEvery)
 		check("ok, 0 sources")
 		if text := log.String(); strings.Count(text, "not writable") != 1 || strings.Count(text, "writable again") != 1 {
 			t.Errorf("log:\n%s", text)
 		}
 	})
-}
-
-// TestServerLog: what net/http says about clients is for the curious, a panic of ours is for somebody to act on.
-func TestServerLog(t *testing.T) {
-	t.Parallel()
-	log := &syncBuffer{}
-	l := newServerLog(slog.New(slog.NewJSONHandler(log, nil)))
-	l.Printf("http: TLS handshake error from %s", "10.0.0.1:1")
-	l.Printf("http: panic serving %s: oops", "10.0.0.1:1")
-	if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, `"level":"ERROR","msg":"handler panicked","error":"http: panic serving 10.0.0.1:1: oops"`) {
-		t.Errorf("log:\n%s", text)
-	}
 }
 
 // TestRoutesAreFew: what clients make up gets no series of its own.

@@ -5,46 +5,36 @@ package daemon
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/digestlock/digestlock/internal/access"
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cache"
+	"github.com/digestlock/digestlock/internal/door"
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
 )
 
 const (
-	// maxImages bounds one request, so that its ledger entry stays below lock.MaxSize. An overlay with more distinct
-	// mutable images than this is not one.
-	maxImages = 1500
 	// maxSkew is how far two clocks may differ. A pin from the future would never move again.
 	maxSkew = 5 * time.Minute
 	// maxField bounds each text of a source. Repository URLs and paths are far shorter.
 	maxField = 4096
-	// drainTime is how long requests under way may take to end once the server was told to stop. Kubernetes kills
-	// after 30 s by default.
-	drainTime = 10 * time.Second
 )
 
 // Resolver is the cache that the server stands in front of.
 type Resolver interface {
 	Resolve(ctx context.Context, scope string, refs []image.Ref) []image.Resolution
-	Flush(ctx context.Context, targets []cache.Target) []cache.Flushed
-	Invalidate(targets []cache.Target) []image.Ref
+	Flush(ctx context.Context, targets []image.Target) []cache.Flushed
+	Invalidate(targets []image.Target) []image.Ref
 }
 
 // Options are what a Server is made of.
@@ -68,100 +58,67 @@ type Options struct {
 // Server answers the resolver's HTTP interface. It is safe for concurrent use.
 type Server struct {
 	metrics
-	o         Options
-	starting  atomic.Int32 // listeners that are not served yet
-	draining  atomic.Bool
-	addresses []net.Addr // of the listeners
-	disk      probe
-	loops     probe
-	pending   sync.WaitGroup // what later has begun
-	ended     chan struct{}
-	limits    *limits
-	shared    shared
+	o    Options
+	door *door.Door
+	disk door.Probe
 }
 
 // New returns a server that is not listening yet.
 func New(o Options) *Server {
-	s := &Server{
-		metrics: newMetrics(o.Metrics), o: o, ended: make(chan struct{}), limits: newLimits(), shared: shared{flush: o.Resolver.Flush},
-	}
-	s.starting.Store(1) // until Serve knows better
-	s.disk.check, s.loops.check = s.writable(), s.accepting
+	s := &Server{metrics: newMetrics(o.Metrics), o: o}
+	s.disk.Check = s.writable()
+	s.door = door.New(door.Options{
+		Backend: backend{o.Resolver, o.Ledger}, Health: s.health, TokenFile: o.TokenFile, OIDC: o.OIDC, Log: o.Log, Metrics: o.Metrics,
+		WebhookSecrets: o.WebhookSecrets, GoogleEmail: o.GoogleEmail,
+	})
 	s.observeLedger()
 	return s
 }
 
+// backend is the cache and the ledger behind the door.
+type backend struct {
+	resolver Resolver
+	ledger   *Ledger
+}
+
+// Flush implements [door.Backend].
+func (b backend) Flush(ctx context.Context, targets []image.Target) []api.Flushed {
+	done := b.resolver.Flush(ctx, targets)
+	images := make([]string, len(done))
+	for i, f := range done {
+		images[i] = f.Ref.String()
+	}
+	users := b.ledger.Applications(images)
+	out := make([]api.Flushed, len(done))
+	for i, f := range done {
+		out[i] = api.Flushed{Image: images[i], Old: f.Old, New: f.Digest, Applications: users[images[i]], Error: api.ToProblem(f.Err)}
+	}
+	return out
+}
+
+// Invalidate implements [door.Backend].
+func (b backend) Invalidate(targets []image.Target) int { return len(b.resolver.Invalidate(targets)) }
+
 // local serves the plugin, over a socket that only the pod's containers reach. A flush wants a token there too: the
 // plugin's container, where other people's YAML is rendered, has none.
 func (s *Server) local() *http.ServeMux {
-	mux := http.NewServeMux()
+	mux := s.door.Inside()
 	mux.Handle("POST /v1/resolve", s.resolve())
-	mux.Handle("POST /flush", s.flush())
-	s.open(mux)
 	return mux
 }
 
 // remote serves the companion, CI and the cluster's probes, over TCP.
 func (s *Server) remote() *http.ServeMux {
-	mux := http.NewServeMux()
-	mux.Handle("POST /v1/resolve", s.protected(s.resolve()))
-	mux.Handle("GET /v1/pins", s.protected(s.pins()))
-	mux.Handle("POST /flush", s.flush())
-	webhook := s.webhook()
-	mux.Handle("POST /webhook/{sender}", webhook)
-	mux.Handle("POST /webhook/{sender}/{secret}", webhook)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.o.Metrics, promhttp.HandlerOpts{}))
-	s.open(mux)
+	mux := s.door.Outside()
+	mux.Handle("POST /v1/resolve", s.door.Protected(s.resolve()))
+	mux.Handle("GET /v1/pins", s.door.Protected(s.pins()))
 	return mux
 }
 
 // Serve answers on both listeners, either of which may be nil, until ctx ends. It then finishes the requests under way
 // and returns nil. It closes the listeners. It may be called once.
 func (s *Server) Serve(ctx context.Context, socket, tcp net.Listener) error {
-	g, gctx := errgroup.WithContext(ctx)
-	serve := func(l net.Listener, mux *http.ServeMux) {
-		if l == nil {
-			return
-		}
-		l = &begun{Listener: l, f: func() { s.starting.Add(-1) }}
-		srv := &http.Server{
-			Handler:           http.MaxBytesHandler(s.measured(mux), api.MaxBody),
-			ReadHeaderTimeout: 5 * time.Second,
-			ReadTimeout:       30 * time.Second,
-			WriteTimeout:      2 * time.Minute,
-			IdleTimeout:       2 * time.Minute,
-			ErrorLog:          newServerLog(s.o.Log),
-		}
-		g.Go(func() error {
-			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				return err
-			}
-			return nil
-		})
-		g.Go(func() error {
-			<-gctx.Done()
-			s.draining.Store(true)
-			drain, cancel := context.WithTimeout(context.WithoutCancel(gctx), drainTime)
-			defer cancel()
-			if err := srv.Shutdown(drain); err != nil {
-				return srv.Close()
-			}
-			return nil
-		})
-	}
-	for _, l := range []net.Listener{socket, tcp} {
-		if l != nil {
-			s.addresses = append(s.addresses, l.Addr())
-		}
-	}
-	s.starting.Store(int32(len(s.addresses)))
-	serve(socket, s.local())
-	serve(tcp, s.remote())
-	err := g.Wait()
-	close(s.ended)
-	s.pending.Wait()
-	s.shared.wait()
-	return err
+	return s.door.Serve(ctx, door.Entrance{Listener: socket, Mux: s.local()}, door.Entrance{Listener: tcp, Mux: s.remote()})
 }
 
 // oneVersion is the way out for a request that no program of ours sends.
@@ -171,12 +128,12 @@ func (s *Server) resolve() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var req api.ResolveRequest
 		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-			s.refuse(w, http.StatusBadRequest, fault.New(fault.Request, oneVersion, "request body: %w", err))
+			s.door.Refuse(w, http.StatusBadRequest, fault.New(fault.Request, oneVersion, "request body: %w", err))
 			return
 		}
 		refs, err := check(req)
 		if err != nil {
-			s.refuse(w, http.StatusBadRequest, fault.New(fault.Request, oneVersion, "%w", err))
+			s.door.Refuse(w, http.StatusBadRequest, fault.New(fault.Request, oneVersion, "%w", err))
 			return
 		}
 		results := s.o.Resolver.Resolve(r.Context(), s.scope(req.Source), refs)
@@ -186,7 +143,7 @@ func (s *Server) resolve() http.Handler {
 		for i, x := range results {
 			res.Results[i] = api.ToResult(x)
 		}
-		answer(w, res)
+		door.Answer(w, res)
 	})
 }
 
@@ -199,8 +156,8 @@ func (s *Server) scope(source *lock.Source) string {
 
 // check refuses what no render of ours sends, and returns the references to resolve.
 func check(req api.ResolveRequest) ([]image.Ref, error) {
-	if len(req.Images)+len(req.Locked) > maxImages {
-		return nil, fmt.Errorf("%d images, more than the %d of one request", len(req.Images)+len(req.Locked), maxImages)
+	if len(req.Images)+len(req.Locked) > api.MaxImages {
+		return nil, fmt.Errorf("%d images, more than the %d of one request", len(req.Images)+len(req.Locked), api.MaxImages)
 	}
 	refs := make([]image.Ref, len(req.Images))
 	for i, text := range req.Images {
@@ -254,19 +211,6 @@ func (s *Server) record(req api.ResolveRequest, results []image.Resolution) {
 func (s *Server) pins() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		docs := s.o.Ledger.Pins()
-		answer(w, api.PinsResponse{Sources: append([]lock.Document{}, docs...)})
+		door.Answer(w, api.PinsResponse{Sources: append([]lock.Document{}, docs...)})
 	})
-}
-
-// refuse answers with a problem. A client's mistake is the client's to log.
-func (s *Server) refuse(w http.ResponseWriter, status int, err error) {
-	s.o.Log.Debug("request refused", "status", status, "error", err)
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(api.ToProblem(err))
-}
-
-func answer(w http.ResponseWriter, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(v) // the client is gone when this fails
 }

@@ -278,7 +278,7 @@ func TestBadRequests(t *testing.T) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", r.socket)
 	}}}
 	defer plugin.CloseIdleConnections()
-	many := `"ghcr.io/a:latest"` + strings.Repeat(`,"ghcr.io/a:latest"`, maxImages)
+	many := `"ghcr.io/a:latest"` + strings.Repeat(`,"ghcr.io/a:latest"`, api.MaxImages)
 	for name, body := range map[string]string{
 		"no JSON":       `{`,
 		"short name":    `{"images":["nginx"]}`,
@@ -371,8 +371,7 @@ func get(t *testing.T, url string, status int) string {
 // TestRefusalsSayWhatToDo: whoever is refused learns the way out, also where only the operator can mend it.
 func TestRefusalsSayWhatToDo(t *testing.T) {
 	t.Parallel()
-	s, _ := eventServer(t, &registry{})
-	s.o.TokenFile = filepath.Join(t.TempDir(), "gone")
+	s := serverFor(t, &syncBuffer{}, func(o *Options) { o.TokenFile = filepath.Join(t.TempDir(), "gone") })
 	for name, tt := range map[string]struct {
 		handler http.Handler
 		body    string
@@ -381,7 +380,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 	}{
 		"no JSON":          {s.resolve(), "{", http.StatusBadRequest, oneVersion},
 		"no reference":     {s.resolve(), `{"images":["../x"]}`, http.StatusBadRequest, oneVersion},
-		"no token to read": {s.protected(s.pins()), "", http.StatusServiceUnavailable, seeLog},
+		"no token to read": {s.door.Protected(s.pins()), "", http.StatusServiceUnavailable, "try again; the resolver's log says why"},
 	} {
 		w := httptest.NewRecorder()
 		tt.handler.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/", strings.NewReader(tt.body)))

@@ -23,12 +23,6 @@ const (
 	maxName    = 512 // host, repository and tag; the grammar allows 384
 )
 
-// Target is what an event says has changed: one reference, or with EveryTag all tags of its repository.
-type Target struct {
-	image.Ref
-	EveryTag bool
-}
-
 // ErrNoRegistry is in the error of [Parse] when the sender does not say which registry it is, and the URL does not
 // either.
 var ErrNoRegistry = errors.New("the event does not name its registry")
@@ -92,7 +86,7 @@ type change struct {
 // Parse returns what an event of the sender says has changed, sorted and without duplicates: nothing for an event of
 // no interest, such as a ping, a pull, or the push of a manifest without a tag. Images that cannot be read are in the
 // error, and the others are returned beside it. Parse may be called concurrently.
-func Parse(name string, r Request) ([]Target, error) {
+func Parse(name string, r Request) ([]image.Target, error) {
 	s, ok := senders[name]
 	if !ok {
 		return nil, fmt.Errorf("no sender %q", name)
@@ -101,7 +95,7 @@ func Parse(name string, r Request) ([]Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	targets := map[string]Target{}
+	targets := map[string]image.Target{}
 	var bad []error
 	for _, c := range changes {
 		if !c.tagged() && !c.every {
@@ -112,12 +106,12 @@ func Parse(name string, r Request) ([]Target, error) {
 			bad = append(bad, err)
 			continue
 		}
-		targets[fmt.Sprint(t.Ref, t.EveryTag)] = t
+		targets[t.String()] = t
 	}
 	if len(targets) > MaxTargets {
 		return nil, fmt.Errorf("%d images in one event, more than %d", len(targets), MaxTargets)
 	}
-	var out []Target
+	var out []image.Target
 	for _, key := range slices.Sorted(maps.Keys(targets)) {
 		out = append(out, targets[key])
 	}
@@ -127,7 +121,7 @@ func Parse(name string, r Request) ([]Target, error) {
 func (c change) tagged() bool { return c.tag != "" && !strings.Contains(c.tag, ":") }
 
 // target checks a change against the grammar of references.
-func (c change) target(query url.Values) (Target, error) {
+func (c change) target(query url.Values) (image.Target, error) {
 	if query.Has("registry") {
 		c.host = query.Get("registry")
 	}
@@ -135,11 +129,11 @@ func (c change) target(query url.Values) (Target, error) {
 		c.prefix = query.Get("prefix")
 	}
 	if c.host == "" {
-		return Target{}, ErrNoRegistry
+		return image.Target{}, ErrNoRegistry
 	}
 	// A reference whose first element is no host is one to Docker Hub. No event means that.
 	if !strings.ContainsAny(c.host, ".:") && c.host != "localhost" || strings.Contains(c.host, "/") {
-		return Target{}, fmt.Errorf("%w: %.40q is no host that a reference can have", ErrNoRegistry, c.host)
+		return image.Target{}, fmt.Errorf("%w: %.40q is no host that a reference can have", ErrNoRegistry, c.host)
 	}
 	repository := strings.TrimPrefix(strings.Trim(c.prefix, "/")+"/"+c.repository, "/")
 	name := c.host + "/" + repository
@@ -147,8 +141,8 @@ func (c change) target(query url.Values) (Target, error) {
 		name += ":" + c.tag
 	}
 	if len(name) > maxName || strings.ContainsAny(repository, ":@") {
-		return Target{}, fmt.Errorf("%.40q is no repository", repository)
+		return image.Target{}, fmt.Errorf("%.40q is no repository", repository)
 	}
 	ref, err := image.Parse(name)
-	return Target{Ref: ref, EveryTag: !c.tagged()}, err
+	return image.Target{Ref: ref, EveryTag: !c.tagged()}, err
 }

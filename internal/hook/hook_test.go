@@ -20,7 +20,7 @@ import (
 )
 
 // texts shows targets as "registry/repository:tag", or with "*" for every tag.
-func texts(targets []Target) []string {
+func texts(targets []image.Target) []string {
 	var out []string
 	for _, t := range targets {
 		s := t.String()
@@ -299,8 +299,9 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("error of %d bytes", len(err.Error()))
 		}
 		for _, target := range targets {
-			if ref, err := image.ParseFull(target.String()); err != nil || ref.Registry != target.Registry {
-				t.Errorf("%+v: parsed again %+v, %v", target, ref, err)
+			again, err := image.ParseTarget(target.String())
+			if err != nil || again.String() != target.String() || again.EveryTag != target.EveryTag {
+				t.Errorf("%+v: parsed again %+v, %v", target, again, err)
 			}
 		}
 	})

@@ -96,6 +96,30 @@ func Parse(s string) (Ref, error) {
 	return Ref{Registry: registry, Repository: repository, Tag: tag, Digest: digest, Name: name}, nil
 }
 
+// Target is what is to be looked up anew: one reference, or with EveryTag all tags of its repository.
+type Target struct {
+	Ref
+	EveryTag bool
+}
+
+// String returns the reference, or the repository alone for all its tags.
+func (t Target) String() string {
+	if t.EveryTag {
+		t.Tag = ""
+	}
+	return t.Ref.String()
+}
+
+// ParseTarget reads what somebody wants to have looked up anew. Without a tag it is all tags of the repository; one with
+// a digest is an error.
+func ParseTarget(s string) (Target, error) {
+	r, err := Parse(s)
+	if err == nil && r.Digest != "" {
+		err = fmt.Errorf("image %q: a digest never changes, flush its tag", s)
+	}
+	return Target{Ref: r, EveryTag: !strings.HasSuffix(s, ":"+r.Tag)}, err
+}
+
 // ParseFull reads a reference in the form that String gives: with registry and tag, without digest.
 func ParseFull(s string) (Ref, error) {
 	r, err := Parse(s)

@@ -50,6 +50,23 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+func TestParseTarget(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"nginx": "index.docker.io/library/nginx", "nginx:latest": "index.docker.io/library/nginx:latest",
+		"localhost:5000/latest": "localhost:5000/latest", "ghcr.io/acme/server:v1": "ghcr.io/acme/server:v1",
+		"ghcr.io/acme/server:latest@sha256:" + strings.Repeat("1", 64): "", "../x": "",
+	} {
+		got, err := ParseTarget(in)
+		if (err == nil) != (want != "") || err == nil && got.String() != want {
+			t.Errorf("ParseTarget(%q) = %s, %v, want %q", in, got, err, want)
+		}
+		if again, err := ParseTarget(got.String()); want != "" && (err != nil || again.EveryTag != got.EveryTag || again.Ref.String() != got.Ref.String()) {
+			t.Errorf("ParseTarget(%q) = %+v, %v, want %+v", got, again, err, got)
+		}
+	}
+}
+
 func TestMutable(t *testing.T) {
 	t.Parallel()
 	tests := []struct {

@@ -1,4 +1,4 @@
-package daemon
+package door
 
 import (
 	"cmp"
@@ -18,7 +18,6 @@ import (
 
 	"github.com/digestlock/digestlock/internal/access"
 	"github.com/digestlock/digestlock/internal/api"
-	"github.com/digestlock/digestlock/internal/cache"
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/hook"
 )
@@ -66,7 +65,7 @@ func CheckWebhookSecrets(dir string) error {
 
 // webhook takes events of registries. It answers once what they name is forgotten and does not wait until the registry
 // was asked again: senders give up after a few seconds.
-func (s *Server) webhook() http.Handler {
+func (d *Door) webhook() http.Handler {
 	limits := map[string]*rate.Limiter{}
 	for _, sender := range hook.Senders() {
 		limits[sender] = rate.NewLimiter(eventRate, eventBurst)
@@ -74,78 +73,73 @@ func (s *Server) webhook() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		sender := r.PathValue("sender")
 		if !hook.Known(sender) {
-			s.refuse(w, http.StatusNotFound, fault.New(fault.Webhook, "POST /webhook/ and one of "+strings.Join(hook.Senders(), ", "), "no sender %q", sender))
+			d.Refuse(w, http.StatusNotFound, fault.New(fault.Webhook, "POST /webhook/ and one of "+strings.Join(hook.Senders(), ", "), "no sender %q", sender))
 			return
 		}
-		secrets, status, err := s.webhookSecrets(sender)
+		secrets, status, err := d.webhookSecrets(sender)
 		if err != nil {
-			s.dismiss(w, sender, refused, status, err)
+			d.dismiss(w, sender, refused, status, err)
 			return
 		}
 		req, err := readEvent(w, r)
 		if err != nil {
-			s.dismiss(w, sender, malformed, http.StatusRequestEntityTooLarge, err)
+			d.dismiss(w, sender, malformed, http.StatusRequestEntityTooLarge, err)
 			return
 		}
-		if status, err := s.authenticate(r.Context(), sender, req, secrets); err != nil {
-			s.dismiss(w, sender, refused, status, err)
+		if status, err := d.authenticate(r.Context(), sender, req, secrets); err != nil {
+			d.dismiss(w, sender, refused, status, err)
 			return
 		}
-		s.event(w, sender, req, limits[sender])
+		d.event(w, sender, req, limits[sender])
 	})
 }
 
 // event acts on a request that authenticated.
-func (s *Server) event(w http.ResponseWriter, sender string, req hook.Request, limit *rate.Limiter) {
+func (d *Door) event(w http.ResponseWriter, sender string, req hook.Request, limit *rate.Limiter) {
 	found, err := hook.Parse(sender, req)
 	if err != nil && len(found) == 0 {
-		s.o.Log.Warn("webhook not understood", "sender", sender, "error", err)
+		d.o.Log.Warn("webhook not understood", "sender", sender, "error", err)
 		status := http.StatusBadRequest
 		if hook.Queues(sender) {
 			status = http.StatusOK // or the events behind this one would never come
 		}
-		s.dismiss(w, sender, malformed, status, explain(sender, err))
+		d.dismiss(w, sender, malformed, status, explain(sender, err))
 		return
 	}
 	if len(found) == 0 {
-		s.events.WithLabelValues(sender, ignored).Inc()
-		s.o.Log.Debug("webhook ignored, it names no tag that changed", "sender", sender)
-		answer(w, api.WebhookResponse{Images: []string{}})
+		d.events.WithLabelValues(sender, ignored).Inc()
+		d.o.Log.Debug("webhook ignored, it names no tag that changed", "sender", sender)
+		Answer(w, api.WebhookResponse{Images: []string{}})
 		return
 	}
 	if !limit.Allow() {
 		w.Header().Set("Retry-After", "1")
-		s.dismiss(w, sender, refused, http.StatusTooManyRequests, fault.New(fault.Webhook, "nothing: what it named is asked for again within its TTL", "too many events"))
+		d.dismiss(w, sender, refused, http.StatusTooManyRequests, fault.New(fault.Webhook, "nothing: what it named is asked for again within its TTL", "too many events"))
 		return
 	}
 	res := api.WebhookResponse{Error: api.ToProblem(err)}
-	targets := make([]cache.Target, len(found))
-	for i, t := range found {
-		targets[i] = cache.Target(t)
-		if t.EveryTag {
-			t.Tag = ""
-		}
+	for _, t := range found {
 		res.Images = append(res.Images, t.String())
 	}
-	res.Refreshed = len(s.o.Resolver.Invalidate(targets))
+	res.Refreshed = d.o.Backend.Invalidate(found)
 	if hook.Early(sender) {
-		s.later(settleTime, func() { s.o.Resolver.Invalidate(targets) })
+		d.later(settleTime, func() { d.o.Backend.Invalidate(found) })
 	}
-	s.events.WithLabelValues(sender, flushed).Inc()
-	s.flushes.Add(float64(res.Refreshed))
-	s.o.Log.Info("webhook", "sender", sender, "images", len(res.Images), "refreshed", res.Refreshed, "first", res.Images[0])
+	d.events.WithLabelValues(sender, flushed).Inc()
+	d.flushes.Add(float64(res.Refreshed))
+	d.o.Log.Info("webhook", "sender", sender, "images", len(res.Images), "refreshed", res.Refreshed, "first", res.Images[0])
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusAccepted)
-	answer(w, res)
+	Answer(w, res)
 }
 
-// later calls f after d, unless the server ends before. Serve waits for it.
-func (s *Server) later(d time.Duration, f func()) {
-	s.pending.Go(func() {
+// later calls f after the delay, unless the server ends before. Serve waits for it.
+func (d *Door) later(delay time.Duration, f func()) {
+	d.pending.Go(func() {
 		select {
-		case <-time.After(d):
+		case <-time.After(delay):
 			f()
-		case <-s.ended:
+		case <-d.ended:
 		}
 	})
 }
@@ -159,9 +153,9 @@ func explain(sender string, err error) error {
 }
 
 // dismiss counts and refuses an event.
-func (s *Server) dismiss(w http.ResponseWriter, sender, outcome string, status int, err error) {
-	s.events.WithLabelValues(sender, outcome).Inc()
-	s.refuse(w, status, err)
+func (d *Door) dismiss(w http.ResponseWriter, sender, outcome string, status int, err error) {
+	d.events.WithLabelValues(sender, outcome).Inc()
+	d.Refuse(w, status, err)
 }
 
 func readEvent(w http.ResponseWriter, r *http.Request) (hook.Request, error) {
@@ -170,10 +164,10 @@ func readEvent(w http.ResponseWriter, r *http.Request) (hook.Request, error) {
 }
 
 // webhookSecrets reads a sender's secrets anew for each event, so that they can be rotated.
-func (s *Server) webhookSecrets(sender string) (secrets []string, status int, err error) {
+func (d *Door) webhookSecrets(sender string) (secrets []string, status int, err error) {
 	err = fs.ErrNotExist
-	if s.o.WebhookSecrets != "" {
-		secrets, err = api.Tokens(filepath.Join(s.o.WebhookSecrets, sender))
+	if d.o.WebhookSecrets != "" {
+		secrets, err = api.Tokens(filepath.Join(d.o.WebhookSecrets, sender))
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -181,14 +175,14 @@ func (s *Server) webhookSecrets(sender string) (secrets []string, status int, er
 			fmt.Sprintf("put a secret into a file named %s in the directory of digestlock serve --webhook-secrets", sender),
 			"no secret is configured for %s, this route is closed", sender)
 	case err != nil:
-		s.o.Log.Error("webhook secrets not read", "sender", sender, "error", err)
+		d.o.Log.Error("webhook secrets not read", "sender", sender, "error", err)
 		return nil, http.StatusServiceUnavailable, fault.New(fault.ResolverUnavailable, seeLog, "the resolver cannot read the secrets of this sender")
 	}
 	return secrets, 0, nil
 }
 
 // authenticate returns an error, with the status to answer, unless the request comes from somebody with a secret.
-func (s *Server) authenticate(ctx context.Context, sender string, req hook.Request, secrets []string) (status int, err error) {
+func (d *Door) authenticate(ctx context.Context, sender string, req hook.Request, secrets []string) (status int, err error) {
 	if !hook.ByGoogle(sender) {
 		if hook.Verify(sender, req, secrets) {
 			return 0, nil
@@ -197,13 +191,13 @@ func (s *Server) authenticate(ctx context.Context, sender string, req hook.Reque
 			fmt.Sprintf("give the sender the secret in the resolver's file %s; docs/webhooks.md says where", sender),
 			"wrong or missing secret")
 	}
-	if s.o.GoogleEmail == nil {
+	if d.o.GoogleEmail == nil {
 		return http.StatusForbidden, fault.New(fault.WebhookSecret,
 			"start digestlock serve with --webhook-audience, the audience of the push subscription", "this resolver does not check Google's identity tokens, this route is closed")
 	}
-	email, err := s.o.GoogleEmail(ctx, strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer "))
+	email, err := d.o.GoogleEmail(ctx, strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer "))
 	if errors.Is(err, access.ErrUnavailable) {
-		s.o.Log.Warn("token not checked", "error", err)
+		d.o.Log.Warn("token not checked", "error", err)
 		return http.StatusServiceUnavailable, fault.New(fault.ResolverUnavailable, seeLog, "the resolver cannot check this token now")
 	}
 	if err != nil {

@@ -1,4 +1,4 @@
-package daemon
+package door
 
 import (
 	"context"
@@ -14,89 +14,72 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/digestlock/digestlock/internal/api"
-	"github.com/digestlock/digestlock/internal/cache"
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/image"
 )
 
-func (s *Server) flush() http.Handler {
+func (d *Door) flush() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		who, no := s.flusher(r)
+		who, no := d.flusher(r)
 		if no != nil {
-			s.deny(w, no)
+			d.deny(w, no)
 			return
 		}
 		targets, no := targets(r.URL.Query(), who)
 		if no != nil {
-			s.deny(w, no)
+			d.deny(w, no)
 			return
 		}
-		if wait := s.limits.take(who.name, len(targets), time.Now()); wait > 0 {
+		if wait := d.limits.take(who.name, len(targets), time.Now()); wait > 0 {
 			seconds := int(math.Ceil(wait.Seconds()))
 			w.Header().Set("Retry-After", strconv.Itoa(seconds))
-			s.deny(w, newRefusal(http.StatusTooManyRequests, fault.RateLimited,
+			d.deny(w, newRefusal(http.StatusTooManyRequests, fault.RateLimited,
 				fmt.Sprintf("try again in %d seconds; without a flush, the image is looked up again once its TTL is over", seconds),
 				"too many flushes"))
 			return
 		}
-		done, err := s.shared.Flush(r.Context(), targets)
+		done, err := d.shared.Flush(r.Context(), targets)
 		if err != nil {
-			s.refuse(w, http.StatusServiceUnavailable, err) // to nobody: the client is gone
+			d.Refuse(w, http.StatusServiceUnavailable, err) // to nobody: the client is gone
 			return
 		}
-		answer(w, s.report(who, done))
+		d.report(who, done)
+		Answer(w, api.FlushResponse{Flushed: done})
 	})
 }
 
 // targets returns what the query asks to flush, when who may.
-func targets(query url.Values, who caller) ([]cache.Target, *refusal) {
+func targets(query url.Values, who caller) ([]image.Target, *refusal) {
 	const hint = "POST /flush?image=registry.example.com/team/app:latest, once per image; without tag for all tags"
 	images := query["image"]
-	if len(images) == 0 || len(images) > maxImages {
+	if len(images) == 0 || len(images) > api.MaxImages {
 		return nil, newRefusal(http.StatusBadRequest, fault.Request, hint, "%d images to flush", len(images))
 	}
-	out := make([]cache.Target, len(images))
+	out := make([]image.Target, len(images))
 	for i, text := range images {
-		ref, err := image.Parse(text)
-		if err == nil && ref.Digest != "" {
-			err = fmt.Errorf("image %q: a digest never changes, flush its tag", text)
-		}
+		t, err := image.ParseTarget(text)
 		if err != nil {
 			return nil, newRefusal(http.StatusBadRequest, fault.Request, hint, "%w", err)
 		}
-		if err := who.may(ref); err != nil {
+		if err := who.may(t.Ref); err != nil {
 			return nil, &refusal{http.StatusForbidden, err}
 		}
-		out[i] = cache.Target{Ref: ref, EveryTag: !strings.HasSuffix(text, ":"+ref.Tag)}
+		out[i] = t
 	}
 	return out, nil
 }
 
-// report logs and counts what was flushed, and puts it on the wire.
-func (s *Server) report(who caller, done []cache.Flushed) api.FlushResponse {
-	images := make([]string, len(done))
-	for i, f := range done {
-		images[i] = f.Ref.String()
-	}
-	users := s.o.Ledger.Applications(images)
-	res := api.FlushResponse{Flushed: make([]api.Flushed, len(done))}
-	for i, f := range done {
-		s.flushes.Inc()
-		s.logFlush(who, f)
-		res.Flushed[i] = api.Flushed{
-			Image: images[i], Old: f.Old, New: f.Digest, Applications: users[images[i]], Error: api.ToProblem(f.Err),
+// report logs and counts what was flushed.
+func (d *Door) report(who caller, done []api.Flushed) {
+	for _, f := range done {
+		d.flushes.Inc()
+		log := d.o.Log.With("image", f.Image, "old", f.Old, "caller", who.name)
+		if f.Error != nil {
+			log.Warn("flushed, not resolved again", "error", f.Error.Message)
+			continue
 		}
+		log.Info("flushed", "new", f.New)
 	}
-	return res
-}
-
-func (s *Server) logFlush(who caller, f cache.Flushed) {
-	log := s.o.Log.With("image", f.Ref.String(), "old", f.Old, "caller", who.name)
-	if f.Err != nil {
-		log.Warn("flushed, not resolved again", "error", f.Err)
-		return
-	}
-	log.Info("flushed", "new", f.Digest)
 }
 
 // How much may be flushed, in references a second and at once. A flush costs its registry a request. Callers are tokens,
@@ -155,7 +138,7 @@ func (l *limits) forget(now time.Time) {
 // shared joins flushes of the same targets: while one is under way, all that come wait for one more, which begins when
 // it ends. They cannot have the answer of the one under way, which may have left before the push that they are about.
 type shared struct {
-	flush func(context.Context, []cache.Target) []cache.Flushed
+	flush func(context.Context, []image.Target) []api.Flushed
 
 	mu      sync.Mutex
 	running map[string]*round
@@ -166,11 +149,11 @@ type shared struct {
 // round is one flush, for everybody who waits for it. Its result may be read once done is closed.
 type round struct {
 	done   chan struct{}
-	result []cache.Flushed
+	result []api.Flushed
 }
 
 // Flush flushes the targets, and returns the context's cause when ctx ends first; the flush goes on for the others.
-func (s *shared) Flush(ctx context.Context, targets []cache.Target) ([]cache.Flushed, error) {
+func (s *shared) Flush(ctx context.Context, targets []image.Target) ([]api.Flushed, error) {
 	key := keyOfTargets(targets)
 	s.mu.Lock()
 	r := s.next[key]
@@ -192,16 +175,16 @@ func (s *shared) Flush(ctx context.Context, targets []cache.Target) ([]cache.Flu
 	}
 }
 
-func keyOfTargets(targets []cache.Target) string {
+func keyOfTargets(targets []image.Target) string {
 	var b strings.Builder
 	for _, t := range targets {
-		fmt.Fprintln(&b, t.Ref, t.EveryTag)
+		fmt.Fprintln(&b, t)
 	}
 	return b.String()
 }
 
 // run flushes once the round before, if any, has ended. Whoever comes from then on gets a round of their own.
-func (s *shared) run(ctx context.Context, key string, before, r *round, targets []cache.Target) {
+func (s *shared) run(ctx context.Context, key string, before, r *round, targets []image.Target) {
 	if before != nil {
 		<-before.done
 	}

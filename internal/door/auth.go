@@ -1,4 +1,4 @@
-package daemon
+package door
 
 import (
 	"crypto/sha256"
@@ -34,32 +34,32 @@ func newRefusal(status int, code fault.Code, hint, format string, args ...any) *
 	return &refusal{status, fault.New(code, hint, format, args...)}
 }
 
-// protected lets a request through that bears one of the tokens in the token file.
-func (s *Server) protected(next http.Handler) http.Handler {
+// Protected lets a request through to next that bears one of the tokens in the token file.
+func (d *Door) Protected(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, no := s.byToken(r); no != nil {
-			s.deny(w, no)
+		if _, no := d.byToken(r); no != nil {
+			d.deny(w, no)
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
 }
 
-func (s *Server) deny(w http.ResponseWriter, no *refusal) {
+func (d *Door) deny(w http.ResponseWriter, no *refusal) {
 	if no.status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", "Bearer")
 	}
-	s.refuse(w, no.status, no.error)
+	d.Refuse(w, no.status, no.error)
 }
 
 // byToken returns the number of the line's token in the token file that the request bears.
-func (s *Server) byToken(r *http.Request) (int, *refusal) {
-	if s.o.TokenFile == "" {
+func (d *Door) byToken(r *http.Request) (int, *refusal) {
+	if d.o.TokenFile == "" {
 		return 0, newRefusal(http.StatusForbidden, fault.ResolverToken, "start digestlock serve with --token-file", "no token is configured, this route is closed")
 	}
-	tokens, err := api.Tokens(s.o.TokenFile)
+	tokens, err := api.Tokens(d.o.TokenFile)
 	if err != nil {
-		s.o.Log.Error("token file not read", "error", err)
+		d.o.Log.Error("token file not read", "error", err)
 		return 0, &refusal{http.StatusServiceUnavailable, fault.New(fault.ResolverUnavailable, seeLog, "the resolver cannot read its token file")}
 	}
 	given := bearer(r)
@@ -73,25 +73,25 @@ func (s *Server) byToken(r *http.Request) (int, *refusal) {
 
 // flusher returns who wants to flush: the bearer of a token in the token file, who may flush everything, or of one
 // that a trusted issuer made, who may flush what the rules say.
-func (s *Server) flusher(r *http.Request) (caller, *refusal) {
-	n, no := s.byToken(r)
+func (d *Door) flusher(r *http.Request) (caller, *refusal) {
+	n, no := d.byToken(r)
 	if no == nil {
 		return caller{name: fmt.Sprintf("token %d", n), may: func(image.Ref) error { return nil }}, nil
 	}
-	if s.o.OIDC == nil {
+	if d.o.OIDC == nil {
 		return caller{}, no
 	}
-	c, err := s.o.OIDC.Caller(r.Context(), bearer(r))
+	c, err := d.o.OIDC.Caller(r.Context(), bearer(r))
 	switch {
 	case err == nil:
 		return caller{name: c.Name, may: c.May}, nil
-	case errors.Is(err, access.ErrNotJWT) && s.o.TokenFile != "":
+	case errors.Is(err, access.ErrNotJWT) && d.o.TokenFile != "":
 		return caller{}, no
 	case errors.Is(err, access.ErrNotJWT):
 		return caller{}, newRefusal(http.StatusUnauthorized, fault.ResolverToken,
 			"send Authorization: Bearer and a token of an issuer in the resolver's --oidc-config", "wrong or missing bearer token")
 	case errors.Is(err, access.ErrUnavailable):
-		s.o.Log.Warn("token not checked", "error", err)
+		d.o.Log.Warn("token not checked", "error", err)
 		return caller{}, newRefusal(http.StatusServiceUnavailable, fault.ResolverUnavailable,
 			seeLog, "the resolver cannot check this token now")
 	case errors.Is(err, access.ErrForbidden):
