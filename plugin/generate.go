@@ -109,6 +109,11 @@ type Result struct {
 
 // Generate renders the overlay. All mutable references are pinned, or there is an error and no manifests.
 func (r Render) Generate(ctx context.Context) (Result, error) {
+	if r.Source != nil {
+		source := *r.Source
+		source.Mode = string(r.Settings.Mode)
+		r.Source = &source
+	}
 	p, err := r.plan(ctx)
 	if err != nil {
 		return Result{}, err

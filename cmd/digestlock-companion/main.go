@@ -93,6 +93,8 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 		Replicas:     r.replicas,
 		Repositories: repositories,
 		Author:       gitrepo.Signature{Name: *name, Email: *email},
+		Quiet:        companion.Quiet{Window: 10 * time.Second, Longest: time.Minute},
+		Version:      buildVersion,
 		Log:          log,
 		Registerer:   metrics,
 	})

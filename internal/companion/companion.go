@@ -9,13 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
+	"text/template"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/gitrepo"
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
@@ -47,25 +46,72 @@ type Repository struct {
 	Branch string // the only branch to write to, its short name; "" for every branch that an Application follows
 }
 
+// Application is one source of an Argo CD Application that uses the plugin.
+type Application struct {
+	Name               string // as renders report it: "name", or "namespace_name" outside of Argo CD's own namespace
+	Namespace, AppName string // of the object
+	Project            string
+	Repository         string // its URL
+	TargetRevision     string // "" and HEAD mean the default branch
+	Path               string
+	Mode               string // "follow", "live" or "locked"; "" for the default
+	AutoSync           bool   // Argo CD syncs it without being told to
+}
+
+// Cluster is what the companion knows of Argo CD, and tells it. It must be safe for concurrent use.
+type Cluster interface {
+	// Applications returns all sources that use the plugin. An error means that they are not known now.
+	Applications() ([]Application, error)
+	// Open returns how to reach the repository at url with the credentials that Argo CD has for it and project. It
+	// returns the same Remote again for as long as they do not change.
+	Open(ctx context.Context, url, project string) (*gitrepo.Remote, error)
+	// Tell has Argo CD look at an Application again at once, after a commit to its lock.
+	Tell(ctx context.Context, app Application, commit string)
+	// Stale has Argo CD render and sync an Application of mode live again: a tag that it renders has moved.
+	Stale(ctx context.Context, app Application)
+	// Event notes beside the Application what happened to it. reason is one word in CamelCase.
+	Event(ctx context.Context, app Application, warning bool, reason, message string)
+}
+
 // Options are what a Companion is made of.
 type Options struct {
 	// Replicas returns the resolvers, anew for each cycle because replicas come and go.
 	Replicas     func(ctx context.Context) ([]Replica, error)
-	Repositories []Repository // renders of any other repository are refused: whoever renders names the URL
-	Author       gitrepo.Signature
-	Log          *slog.Logger
-	Registerer   prometheus.Registerer // of the metrics of Run; nil for none
+	Repositories []Repository // what may be written to beside that which Cluster opens
+	// Cluster says which Applications there are: renders of others are refused. Without one, every render of a
+	// repository in Repositories counts, and no pin is ever dropped, because nobody knows who else renders it.
+	Cluster    Cluster
+	Author     gitrepo.Signature
+	Committer  gitrepo.Signature                                // the zero value means Author
+	Sign       func(payload []byte) (armored string, err error) // of commits; nil for none
+	Message    *template.Template                               // of commit messages, see [DefaultMessage], which nil means
+	SkipCI     bool                                             // have the messages ask CI systems for no run
+	Quiet      Quiet                                            // of Run; Once does not wait
+	Version    string                                           // of the trailer in the messages; "" is "devel"
+	Log        *slog.Logger
+	Registerer prometheus.Registerer // of the metrics of Run; nil for none
 }
 
-// Companion brings lock files up to date. Once and Run must not run concurrently on one Companion; any number of
-// companions may work on one repository, each commit is a compare-and-swap.
+// Companion brings lock files up to date. Once and Run must not run concurrently on one Companion, its other methods
+// may; any number of companions may work on one repository, each commit is a compare-and-swap.
 type Companion struct {
-	o       Options
-	metrics metrics
+	o        Options
+	metrics  metrics
+	bell     *bell
+	board    board
+	branches map[string]*branch // by repository and branch; what is remembered from cycle to cycle
 }
 
 // New returns a companion. Two companions cannot share a Registerer.
-func New(o Options) *Companion { return &Companion{o: o, metrics: newMetrics(o.Registerer)} }
+func New(o Options) *Companion {
+	if o.Message == nil {
+		o.Message = defaultMessage
+	}
+	if o.Version == "" {
+		o.Version = "devel"
+	}
+	return &Companion{o: o, metrics: newMetrics(o.Registerer), bell: newBell(), branches: map[string]*branch{}}
+}
 
 // Commit is one commit that was pushed.
 type Commit struct {
@@ -73,50 +119,32 @@ type Commit struct {
 	Message                  string
 }
 
-// Run does a cycle every interval, give or take a tenth so that companions do not march in step, until ctx ends. What
-// could not be done is logged, one problem a line: the next cycle tries again.
-func (c *Companion) Run(ctx context.Context, interval time.Duration) {
-	for {
-		commits, problems := c.cycle(ctx)
-		if ctx.Err() == nil { // what was cut short says nothing
-			c.metrics.ended(commits, problems)
-		}
-		for _, p := range problems {
-			if ctx.Err() == nil {
-				c.o.Log.Error("cycle incomplete", "error", p, "code", fault.CodeOf(p), "hint", fault.Hint(p))
-			}
-		}
-		spread := time.Duration((rand.Float64() - 0.5) / 5 * float64(interval))
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(interval + spread):
-		}
-	}
-}
-
 // Once does one cycle and returns the commits it pushed. It does as much as it can: an error is the sum of what could
 // not be done, and the rest is done all the same.
 func (c *Companion) Once(ctx context.Context) ([]Commit, error) {
-	commits, problems := c.cycle(ctx)
-	return commits, sum(problems)
+	began := time.Now()
+	o := c.cycle(ctx, Quiet{})
+	c.board.ended(began, o)
+	return o.commits, sum(o.problems)
 }
 
-func (c *Companion) cycle(ctx context.Context) ([]Commit, []error) {
+func (c *Companion) cycle(ctx context.Context, quiet Quiet) outcome {
 	replicas, docs, problems := c.collect(ctx)
 	if len(replicas) == 0 {
-		return nil, problems
+		return outcome{problems: problems}
 	}
-	if len(docs) == 0 && len(problems) == 0 {
+	complete := len(problems) == 0
+	if len(docs) == 0 && complete {
 		c.o.Log.Warn("no resolver knows of a render", "hint", "nothing to do until Argo CD renders; a hard refresh makes it")
 	}
 	targets, unread := c.targets(ctx, docs)
 	looks := newLooks(replicas, c.o.Log)
 	updates := make([]updater, len(targets))
-	each(targets, func(i int, t *target) {
-		updates[i] = updater{c: c, target: t, looks: looks}
-		updates[i].run(ctx)
-	})
+	for i, t := range targets {
+		updates[i] = updater{c: c, target: t, branch: c.branch(t), looks: looks, quiet: quiet, complete: complete}
+	}
+	each(updates, func(i int, _ updater) { updates[i].run(ctx) })
+	c.board.branches(updates)
 	problems = append(problems, unread...)
 	problems = append(problems, looks.problems...)
 	var commits []Commit
@@ -126,7 +154,36 @@ func (c *Companion) cycle(ctx context.Context) ([]Commit, []error) {
 			commits = append(commits, *u.commit)
 		}
 	}
-	return commits, problems
+	return outcome{commits, problems}
+}
+
+// branch is what the companion remembers of one branch from cycle to cycle. Whatever it says can be lost: Git knows.
+type branch struct {
+	pause  pause
+	ours   *ours                  // what the companion last committed there; nil when that is not known
+	last   *Commit                // and its commit, of this process
+	at     time.Time              // when
+	failed string                 // what Applications were last told of
+	told   map[Application]string // digests that moved under an Application of mode live, once told
+}
+
+func (c *Companion) branch(t *target) *branch {
+	key := t.key()
+	if c.branches[key] == nil {
+		c.branches[key] = &branch{told: map[Application]string{}}
+	}
+	return c.branches[key]
+}
+
+// due returns when the first quiet window ends that something waits for, zero when nothing does.
+func (c *Companion) due() time.Time {
+	var first time.Time
+	for _, b := range c.branches {
+		if !b.pause.since.IsZero() && (first.IsZero() || b.pause.due.Before(first)) {
+			first = b.pause.due
+		}
+	}
+	return first
 }
 
 // collect asks every replica for its ledger. One that does not answer is a problem and left out; the others count.

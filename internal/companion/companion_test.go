@@ -170,10 +170,17 @@ func (f *fixture) use(t *testing.T, branch string, all ...*replica) {
 }
 
 func newCompanion(l *log, r func(context.Context) ([]companion.Replica, error), all ...companion.Repository) *companion.Companion {
-	return companion.New(companion.Options{
-		Replicas: r, Repositories: all, Author: gitrepo.Signature{Name: "digestlock", Email: "digestlock@localhost"},
-		Log: slog.New(slog.NewTextHandler(l, nil)),
-	})
+	return companion.New(options(l, func(o *companion.Options) { o.Replicas, o.Repositories = r, all }))
+}
+
+// options are what companions of these tests share, and what one of them has beside that.
+func options(l *log, more func(*companion.Options)) companion.Options {
+	o := companion.Options{
+		Author: gitrepo.Signature{Name: "digestlock", Email: "digestlock@localhost"},
+		Log:    slog.New(slog.NewTextHandler(l, nil)),
+	}
+	more(&o)
+	return o
 }
 
 // wellBehaved looks through the whole history: the companion's commits have one parent, and touch lock files and at
@@ -271,6 +278,8 @@ func TestFirstLock(t *testing.T) {
 ghcr.io/acme/backend/server:latest
   (new) → sha256:0000000000000000000000000000000000000000000000000000000000000001
   in app/digest-lock.yaml for backend
+
+Digestlock-Companion: devel
 `}
 	if diff := cmp.Diff(want, commits[0]); diff != "" {
 		t.Errorf("commit (-want +got):\n%s", diff)
@@ -352,6 +361,8 @@ ghcr.io/acme/worker:latest
 index.docker.io/library/nginx:latest
   (new) → sha256:0000000000000000000000000000000000000000000000000000000000000003
   in digest-lock.yaml for root
+
+Digestlock-Companion: devel
 `, commits[0].Message)
 	wantPins(t, f.repo, "main", "a", map[string]int{server: 4, worker: 2})
 	wantPins(t, f.repo, "main", "b/c", map[string]int{server: 4})

@@ -62,6 +62,19 @@ func (l *looks) at(ctx context.Context, wanted map[look]bool) map[string][]lock.
 	return pins
 }
 
+// stands returns where the tag of an image stands as those projects see it, "" when that is not known.
+func (l *looks) stands(projects []string, image string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var newest lock.Pin
+	for _, project := range projects {
+		if p := l.newest[look{project, image}]; p.ResolvedAt.After(newest.ResolvedAt) {
+			newest = p
+		}
+	}
+	return newest.Digest
+}
+
 // open returns, by project and sorted, what was not asked for yet.
 func (l *looks) open(wanted map[look]bool) map[string][]image.Ref {
 	l.mu.Lock()

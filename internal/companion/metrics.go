@@ -17,6 +17,8 @@ type metrics struct {
 	cycles  *prometheus.CounterVec
 	commits prometheus.Counter
 	last    prometheus.Gauge
+	refused prometheus.Counter
+	pins    *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) metrics {
@@ -31,20 +33,61 @@ func newMetrics(r prometheus.Registerer) metrics {
 		last: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "digestlock_companion_last_complete_timestamp_seconds", Help: "When the last complete cycle ended; 0 before the first.",
 		}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "digestlock_companion_refused_total",
+			Help: "Sources refused, one a cycle each: no Application has them, or the companion does not write to their repository or branch.",
+		}),
+		pins: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "digestlock_companion_pins",
+			Help: "Pins of all locks as of the last cycle: current, behind the tag, or held back by a person.",
+		}, []string{"state"}),
+	}
+	for _, state := range []string{current, behind, held} {
+		m.pins.WithLabelValues(state)
 	}
 	for _, outcome := range []string{complete, incomplete} {
 		m.cycles.WithLabelValues(outcome) // a rate needs a series that begins at 0
 	}
 	if r != nil {
-		r.MustRegister(m.cycles, m.commits, m.last)
+		r.MustRegister(m.cycles, m.commits, m.last, m.refused, m.pins)
 	}
 	return m
 }
 
+// The states of a pin.
+const (
+	current = "current"
+	behind  = "behind"
+	held    = "held"
+)
+
+// stand counts the pins.
+func (m metrics) stand(branches []BranchStatus) {
+	n := map[string]float64{}
+	for _, b := range branches {
+		for _, p := range b.Pins {
+			n[p.state()]++
+		}
+	}
+	for _, state := range []string{current, behind, held} {
+		m.pins.WithLabelValues(state).Set(n[state])
+	}
+}
+
+func (p PinStatus) state() string {
+	switch {
+	case p.Held:
+		return held
+	case p.Drift:
+		return behind
+	}
+	return current
+}
+
 // ended counts a cycle.
-func (m metrics) ended(commits []Commit, problems []error) {
-	m.commits.Add(float64(len(commits)))
-	if len(problems) > 0 {
+func (m metrics) ended(o outcome) {
+	m.commits.Add(float64(len(o.commits)))
+	if len(o.problems) > 0 {
 		m.cycles.WithLabelValues(incomplete).Inc()
 		return
 	}

@@ -122,8 +122,8 @@ func TestRefusedRepositories(t *testing.T) {
 	if n := foreign.Requests(); n > 0 {
 		t.Errorf("%d requests to a server that is not ours", n)
 	}
-	if n := f.server.Requests() - before; n > 4 { // list, fetch, list, push
-		t.Errorf("%d requests, want 4", n)
+	if n := f.server.Requests() - before; n > 5 { // list, fetch, history, list, push
+		t.Errorf("%d requests, want 5", n)
 	}
 	if text := f.log.String(); strings.Count(text, "render refused") != 4 || strings.Contains(text, "s3cret") {
 		t.Errorf("want 4 refusals without the password in the log:\n%s", text)
@@ -231,5 +231,7 @@ func TestForgedMessage(t *testing.T) {
 ghcr.io/acme/backend/server:latest
   (new) → sha256:0000000000000000000000000000000000000000000000000000000000000001
   in a  b/digest-lock.yaml for app  Signed-off-by: root  [2J 2J x
+
+Digestlock-Companion: devel
 `, f.repo.Git(t, "log", "-1", "--format=%B", "main")+"\n")
 }

@@ -15,6 +15,13 @@ import (
 	"github.com/digestlock/digestlock/internal/lock"
 )
 
+// The modes of an Application, as package plugin has them.
+const (
+	follow = "follow"
+	live   = "live"
+	locked = "locked"
+)
+
 // target is one branch of one repository, and what was rendered there.
 type target struct {
 	repository Repository
@@ -23,31 +30,86 @@ type target struct {
 	paths      map[string]*observation // by path, as [path.Clean] spells it
 }
 
-// observation is what the ledgers say of one path: Applications may share it.
+func (t *target) key() string { return normalise(t.repository.URL) + "@" + t.branch }
+
+// observation is what is known of one path: Applications may share it.
 type observation struct {
-	apps     []string
-	projects map[string]bool // whose credentials may look at its images
-	pins     []lock.Pin      // newest look at each image, sorted by image
+	sources []source
+	pins    []lock.Pin // newest look at each image that was rendered, sorted by image
 }
 
-// followed is a target revision of a repository, and the renders of Applications that follow it.
+// source is one source of an Application, and what the ledgers say of it.
+type source struct {
+	Application
+	renders []lock.Document // its own, the last; none when no resolver knows of one
+}
+
+// projects returns whose credentials may look at the images of the path: those of Applications that do not leave the
+// lock alone.
+func (o *observation) projects() []string {
+	found := map[string]bool{}
+	for _, s := range o.sources {
+		if s.Mode != locked {
+			found[s.Project] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(found))
+}
+
+// has reports whether an Application of that mode renders the path.
+func (o *observation) has(mode string) bool {
+	return slices.ContainsFunc(o.sources, func(s source) bool { return s.Mode == mode })
+}
+
+// rendered returns the images that were rendered at commit, and whether that is all of them: each Application of the
+// path has been rendered there. One that takes its digests from the lock alone reports nothing.
+func (o *observation) rendered(commit string) (images map[string]bool, all bool) {
+	images = map[string]bool{}
+	for _, s := range o.sources {
+		if len(s.renders) == 0 || s.renders[0].Source.Revision != commit {
+			return nil, false
+		}
+		for _, p := range s.renders[0].Pins {
+			images[p.Image] = true
+		}
+	}
+	return images, true
+}
+
+// recorded returns what was rendered at commit.
+func (o *observation) recorded(commit string) []lock.Pin {
+	var pins []lock.Pin
+	for _, s := range o.sources {
+		for _, d := range s.renders {
+			if d.Source.Revision == commit {
+				pins = append(pins, d.Pins...)
+			}
+		}
+	}
+	return newestPins(pins)
+}
+
+// followed is a target revision of a repository, and what follows it.
 type followed struct {
 	repositories []Repository // the entries for this repository that may be meant, never none
 	revision     string
-	docs         []lock.Document
+	sources      []source
 }
 
-// targets groups the ledgers' documents by the branch that they would be written to, sorted. It reads the branches'
-// tips, because only they say what HEAD is: two revisions may mean one branch.
+// targets groups the sources by the branch that their locks are written to, sorted. It reads the branches' tips, because
+// only they say what HEAD is: two revisions may mean one branch.
 func (c *Companion) targets(ctx context.Context, docs []lock.Document) ([]*target, []error) {
-	all := c.followed(docs)
+	sources, err := c.sources(docs)
+	if err != nil {
+		return nil, []error{err}
+	}
+	all, problems := c.followed(ctx, sources)
 	tips, errs := make([]*gitrepo.Snapshot, len(all)), make([]error, len(all))
 	each(all, func(i int, f *followed) {
 		ctx, cancel := within(ctx, readTimeout)
 		defer cancel()
 		tips[i], errs[i] = f.repositories[0].Remote.Read(ctx, f.revision)
 	})
-	var problems []error
 	byBranch := map[string]*target{}
 	for i, f := range all {
 		log := c.o.Log.With("repository", f.repositories[0].URL, "revision", f.revision)
@@ -59,17 +121,19 @@ func (c *Companion) targets(ctx context.Context, docs []lock.Document) ([]*targe
 			problems = append(problems, fmt.Errorf("revision %s: %w", f.revision, errs[i]))
 			continue
 		}
-		branch := tips[i].Branch()
-		r := slices.IndexFunc(f.repositories, func(r Repository) bool { return r.Branch == "" || r.Branch == branch })
+		name := tips[i].Branch()
+		r := slices.IndexFunc(f.repositories, func(r Repository) bool { return r.Branch == "" || r.Branch == name })
 		if r < 0 {
-			log.Warn("render refused: not a branch this companion writes to", "branch", branch)
+			log.Warn("render refused: not a branch this companion writes to", "branch", name)
+			c.metrics.refused.Add(float64(len(f.sources)))
 			continue
 		}
-		key := normalise(f.repositories[r].URL) + "@" + branch
-		if byBranch[key] == nil {
-			byBranch[key] = &target{repository: f.repositories[r], branch: branch, tip: tips[i], paths: map[string]*observation{}}
+		t := &target{repository: f.repositories[r], branch: name, tip: tips[i], paths: map[string]*observation{}}
+		if known := byBranch[t.key()]; known != nil {
+			t = known
 		}
-		byBranch[key].add(f.docs)
+		byBranch[t.key()] = t
+		t.add(f.sources)
 	}
 	var targets []*target
 	for _, k := range slices.Sorted(maps.Keys(byBranch)) {
@@ -78,48 +142,137 @@ func (c *Companion) targets(ctx context.Context, docs []lock.Document) ([]*targe
 	return targets, problems
 }
 
-// followed groups the documents by repository and target revision, sorted. Those of repositories or branches that the
+// sources returns what has a lock to be kept. Where the Applications are known, renders of others are refused: whoever
+// can write an Application, or reach the resolver's socket, names any repository and path in one.
+func (c *Companion) sources(docs []lock.Document) ([]source, error) {
+	docs = newest(docs)
+	if c.o.Cluster == nil {
+		var all []source
+		for _, d := range docs {
+			all = append(all, source{Application: Application{
+				Name: d.Source.Application, Project: d.Source.Project, Repository: d.Source.Repository,
+				TargetRevision: d.Source.TargetRevision, Path: d.Source.Path, Mode: cmp.Or(d.Source.Mode, follow),
+			}, renders: []lock.Document{d}})
+		}
+		return all, nil
+	}
+	apps, err := c.o.Cluster.Applications()
+	if err != nil {
+		return nil, err
+	}
+	var all []source
+	at := map[place][]int{}
+	for i, a := range apps {
+		a.Mode = cmp.Or(a.Mode, follow)
+		all = append(all, source{Application: a})
+		p := place{normalise(a.Repository), revision(a.TargetRevision), path.Clean(a.Path), a.Project}
+		at[p] = append(at[p], i)
+	}
+	for _, d := range docs {
+		s := d.Source
+		found, ok := at[place{normalise(s.Repository), revision(s.TargetRevision), path.Clean(s.Path), s.Project}]
+		if !ok {
+			c.o.Log.Warn("render refused: no Application that uses the plugin has this repository, revision, path and project",
+				"repository", withoutUser(s.Repository), "revision", s.TargetRevision, "path", s.Path, "project", s.Project)
+			c.metrics.refused.Inc()
+		}
+		for _, i := range found {
+			if all[i].Name == s.Application {
+				all[i].Mode = cmp.Or(s.Mode, all[i].Mode) // where the operator's default or ceiling decided
+				all[i].renders = append(all[i].renders, d)
+			}
+		}
+	}
+	return unlocked(all), nil
+}
+
+// unlocked leaves out the sources of mode locked, to which there is nothing to write, but for those whose path others
+// share: what they render must stay in its lock.
+func unlocked(all []source) []source {
+	used := map[[2]string]bool{}
+	for _, s := range all {
+		if s.Mode != locked {
+			used[[2]string{normalise(s.Repository), path.Clean(s.Path)}] = true
+		}
+	}
+	return slices.DeleteFunc(all, func(s source) bool { return !used[[2]string{normalise(s.Repository), path.Clean(s.Path)}] })
+}
+
+// place is where a source is, as several spellings of it agree on.
+type place struct{ repository, revision, path, project string }
+
+// revision spells a target revision in one way.
+func revision(target string) string {
+	return cmp.Or(strings.TrimPrefix(target, "refs/heads/"), "HEAD")
+}
+
+// followed groups the sources by repository and target revision, sorted. Those of repositories or branches that the
 // companion does not write to are left out, and their servers never contacted.
-func (c *Companion) followed(docs []lock.Document) []*followed {
+func (c *Companion) followed(ctx context.Context, sources []source) ([]*followed, []error) {
 	found := map[string]*followed{}
-	for _, d := range newest(docs) {
-		revision := cmp.Or(strings.TrimPrefix(d.Source.TargetRevision, "refs/heads/"), "HEAD")
-		key := normalise(d.Source.Repository) + "@" + revision
+	var problems []error
+	for _, s := range sources {
+		revision := revision(s.TargetRevision)
+		key := normalise(s.Repository) + "@" + revision
 		f := found[key]
 		if f == nil {
 			f = &followed{revision: revision}
-			for _, r := range c.o.Repositories {
-				if SameRepository(r.URL, d.Source.Repository) && (r.Branch == "" || r.Branch == revision || revision == "HEAD") {
-					f.repositories = append(f.repositories, r)
-				}
-			}
-			if len(f.repositories) == 0 {
-				c.o.Log.Warn("render refused: not a repository and branch this companion writes to", "repository",
-					withoutUser(d.Source.Repository), "revision", revision)
-			}
 			found[key] = f
+			var err error
+			if f.repositories, err = c.repositories(ctx, s); err != nil {
+				problems = append(problems, err)
+			}
 		}
-		f.docs = append(f.docs, d)
+		f.sources = append(f.sources, s)
 	}
 	maps.DeleteFunc(found, func(_ string, f *followed) bool { return len(f.repositories) == 0 })
 	var all []*followed
 	for _, k := range slices.Sorted(maps.Keys(found)) {
 		all = append(all, found[k])
 	}
-	return all
+	return all, problems
 }
 
-func (t *target) add(docs []lock.Document) {
-	for _, d := range docs {
-		dir := path.Clean(d.Source.Path) // Argo CD takes "./a", "a/" and "" for the root
+// repositories returns which repositories a source may mean, none when it is refused.
+func (c *Companion) repositories(ctx context.Context, s source) ([]Repository, error) {
+	revision := revision(s.TargetRevision)
+	var out []Repository
+	listed := false
+	for _, r := range c.o.Repositories {
+		same := SameRepository(r.URL, s.Repository)
+		listed = listed || same
+		if same && (r.Branch == "" || r.Branch == revision || revision == "HEAD") {
+			out = append(out, r)
+		}
+	}
+	if len(out) > 0 {
+		return out, nil
+	}
+	if c.o.Cluster == nil || listed {
+		c.o.Log.Warn("render refused: not a repository and branch this companion writes to", "repository",
+			withoutUser(s.Repository), "revision", revision)
+		c.metrics.refused.Inc()
+		return nil, nil
+	}
+	remote, err := c.o.Cluster.Open(ctx, s.Repository, s.Project)
+	if err != nil {
+		return nil, fmt.Errorf("application %s: %w", s.Name, err)
+	}
+	return []Repository{{Remote: remote, URL: withoutUser(s.Repository)}}, nil
+}
+
+func (t *target) add(sources []source) {
+	for _, s := range sources {
+		dir := path.Clean(s.Path) // Argo CD takes "./a", "a/" and "" for the root
 		o := t.paths[dir]
 		if o == nil {
-			o = &observation{projects: map[string]bool{}}
+			o = &observation{}
 			t.paths[dir] = o
 		}
-		o.apps = append(o.apps, d.Source.Application)
-		o.projects[d.Source.Project] = true
-		o.pins = newestPins(append(o.pins, d.Pins...))
+		o.sources = append(o.sources, s)
+		for _, d := range s.renders {
+			o.pins = newestPins(append(o.pins, d.Pins...))
+		}
 	}
 }
 

@@ -24,16 +24,22 @@ const pushAttempts = 10
 
 // updater brings one branch up to date, in as many attempts as that takes.
 type updater struct {
-	c      *Companion
-	target *target
-	looks  *looks
+	c        *Companion
+	target   *target
+	branch   *branch
+	looks    *looks
+	quiet    Quiet
+	complete bool // every resolver told what it knows
 
-	commit   *Commit // nil when there was nothing to do
-	problems []error // of the last attempt
+	tip      *gitrepo.Snapshot
+	locks    map[string]*lock.Document // as the last attempt left them, by path
+	commit   *Commit                   // nil when there was nothing to do
+	waits    bool                      // for the quiet window
+	problems []error                   // of the last attempt
 }
 
-// run sets commit and problems. Where the branch moves in between, what to write is worked out anew on the new tip: a
-// commit is applied again, never rebased.
+// run sets what the last attempt came to. Where the branch moves in between, what to write is worked out anew on the
+// new tip: a commit is applied again, never rebased.
 func (u *updater) run(ctx context.Context) {
 	ctx, cancel := context.WithTimeoutCause(ctx, updateTimeout, fmt.Errorf("not done within %v", updateTimeout))
 	defer cancel()
@@ -45,6 +51,7 @@ func (u *updater) run(ctx context.Context) {
 			tip, err = u.target.repository.Remote.Read(ctx, u.target.branch)
 		}
 		if err == nil {
+			u.tip = tip
 			err = u.attempt(ctx, tip)
 		}
 		if errors.Is(err, gitrepo.ErrMoved) {
@@ -68,41 +75,94 @@ func (u *updater) run(ctx context.Context) {
 		subject, _, _ := strings.Cut(u.commit.Message, "\n")
 		log.Info("committed", "commit", u.commit.Hash, "subject", subject)
 	}
+	u.failed(ctx)
+	u.stale(ctx)
 }
 
-// attempt works out the commit on top of tip and pushes it. It returns what [gitrepo.Snapshot.Files] and
-// [gitrepo.Snapshot.Push] return.
+// attempt works out the commit on top of tip and pushes it. It returns what [gitrepo.Snapshot.Files],
+// [gitrepo.Snapshot.Log] and [gitrepo.Snapshot.Push] return.
 func (u *updater) attempt(ctx context.Context, tip *gitrepo.Snapshot) error {
 	u.problems = nil
 	locks, err := u.read(ctx, tip)
 	if err != nil {
 		return err
 	}
+	u.locks = locks
 	seen := u.looks.at(ctx, u.wanted(locks))
-	change := gitrepo.Change{Files: map[string][]byte{}, Author: u.c.o.Author, When: time.Now()}
+	edits := u.edits(tip, locks, seen)
+	if len(edits) == 0 {
+		u.branch.pause.settled(time.Time{})
+		return nil
+	}
+	if err := u.respect(ctx, tip, locks, edits); err != nil {
+		return err
+	}
+	change := gitrepo.Change{Files: map[string][]byte{}, Author: u.c.o.Author, Committer: u.c.o.Committer, Sign: u.c.o.Sign, Mark: true, When: time.Now()}
 	var moves []move
-	for _, dir := range slices.Sorted(maps.Keys(locks)) {
-		o := u.target.paths[dir]
-		next := lock.Merge(locks[dir], observed(locks[dir], o, seen))
-		changes := lock.Diff(locks[dir], next)
-		if len(changes) == 0 {
+	after := maps.Clone(locks)
+	for _, dir := range slices.Sorted(maps.Keys(edits)) {
+		next := edits[dir]
+		found := changes(locks[dir], next)
+		if len(found) == 0 {
 			continue
 		}
 		change.Files[lockFile(dir)] = next.Format()
-		for _, ch := range changes {
-			moves = append(moves, move{Change: ch, dir: dir, apps: o.apps})
+		after[dir] = next
+		for _, m := range found {
+			m.dir, m.sources = dir, u.target.paths[dir].sources
+			moves = append(moves, m)
 		}
 	}
 	if len(moves) == 0 {
+		u.branch.pause.settled(time.Time{})
 		return nil
 	}
-	change.Message = message(moves)
+	if change.Message, err = u.c.message(u.target, moves); err != nil {
+		return err
+	}
+	if u.waits = u.branch.pause.wait(u.quiet, change.Message, change.When); u.waits {
+		return nil
+	}
+	u.branch.pause.settled(time.Time{})
 	hash, err := tip.Push(ctx, change)
 	if err != nil {
 		return err
 	}
+	u.branch.pause.settled(change.When)
+	u.branch.ours = &ours{commit: hash, locks: after}
+	u.locks = after
 	u.commit = &Commit{Repository: u.target.repository.URL, Branch: tip.Branch(), Hash: hash, Message: change.Message}
+	u.branch.last, u.branch.at = u.commit, change.When
+	u.tell(ctx, hash, moves)
 	return nil
+}
+
+// edits returns what the locks are to be, where that is not what they are.
+func (u *updater) edits(tip *gitrepo.Snapshot, locks map[string]*lock.Document, seen map[string][]lock.Pin) map[string]*lock.Document {
+	edits := map[string]*lock.Document{}
+	for dir, doc := range locks {
+		o := u.target.paths[dir]
+		next := lock.Merge(doc, observed(doc, o, seen, tip.Commit()))
+		if u.complete && u.c.o.Cluster != nil {
+			next = dropped(next, o, tip.Commit())
+		}
+		if len(changes(doc, next)) > 0 {
+			edits[dir] = next
+		}
+	}
+	return edits
+}
+
+// dropped leaves out the pins of images that no Application of the path rendered at commit. Nothing is dropped before
+// all of them have been rendered there, and a pin that a person holds never is.
+func dropped(doc *lock.Document, o *observation, commit string) *lock.Document {
+	images, all := o.rendered(commit)
+	if !all {
+		return doc
+	}
+	return &lock.Document{Pins: slices.DeleteFunc(slices.Clone(doc.Pins), func(p lock.Pin) bool {
+		return !images[p.Image] && p.Hold == nil
+	})}
 }
 
 // read returns the lock of each path, nil where there is none yet. A path that may not be written, or whose lock a
@@ -202,7 +262,7 @@ func (u *updater) wanted(locks map[string]*lock.Document) map[look]bool {
 		if doc != nil {
 			pins = slices.Concat(pins, doc.Pins)
 		}
-		for project := range o.projects {
+		for _, project := range o.projects() {
 			for _, p := range pins {
 				wanted[look{project, p.Image}] = true
 			}
@@ -214,7 +274,13 @@ func (u *updater) wanted(locks map[string]*lock.Document) map[look]bool {
 // observed returns what a path's lock is to learn: the newest look at each of its images, and at those rendered there
 // that it lacks. Only a look at the registry moves a pin. What a ledger says of an image that the lock has comes from
 // the lock of the commit that was rendered, which may be anybody's, and dated as they please.
-func observed(doc *lock.Document, o *observation, seen map[string][]lock.Pin) []lock.Pin {
+//
+// Where no Application of the path follows it, the lock is the record of what those of mode live rendered at the tip,
+// where they take no digest from a lock, and is not ahead of it.
+func observed(doc *lock.Document, o *observation, seen map[string][]lock.Pin, tip string) []lock.Pin {
+	if !o.has(follow) {
+		return o.recorded(tip)
+	}
 	var pins []lock.Pin
 	rendered := map[string]bool{}
 	for _, p := range o.pins {
@@ -223,7 +289,7 @@ func observed(doc *lock.Document, o *observation, seen map[string][]lock.Pin) []
 			pins = append(pins, p)
 		}
 	}
-	for _, project := range slices.Sorted(maps.Keys(o.projects)) {
+	for _, project := range o.projects() {
 		for _, p := range seen[project] {
 			if _, locked := doc.Find(p.Image); locked || rendered[p.Image] {
 				pins = append(pins, p)

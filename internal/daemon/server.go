@@ -176,7 +176,7 @@ func check(req api.ResolveRequest) ([]image.Ref, error) {
 		}
 	}
 	if req.Source != nil {
-		for _, f := range append(fields(req.Source), req.Source.Revision) {
+		for _, f := range append(fields(req.Source), req.Source.Revision, req.Source.Mode) {
 			if len(f) > maxField {
 				return nil, fmt.Errorf("source field of %d bytes, more than %d", len(f), maxField)
 			}

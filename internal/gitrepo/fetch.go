@@ -29,13 +29,7 @@ const (
 
 // load fetches the commit and its trees, and the contents too from a server that cannot leave them out.
 func (s *Snapshot) load(ctx context.Context, session transport.UploadPackSession) error {
-	req := s.request(s.commit)
-	s.shallow(req)
-	if s.partial {
-		must(req.Capabilities.Set(capability.Filter))
-		req.Filter = packp.FilterBlobNone()
-	}
-	if err := s.fetch(ctx, session, req, s.maxBytes); err != nil {
+	if err := s.loadHistory(ctx, session, 1); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -48,6 +42,17 @@ func (s *Snapshot) load(ctx context.Context, session transport.UploadPackSession
 	return nil
 }
 
+// loadHistory fetches that many commits from s's back, with their trees.
+func (s *Snapshot) loadHistory(ctx context.Context, session transport.UploadPackSession, depth int) error {
+	req := s.request(s.commit)
+	s.shallow(req, depth)
+	if s.partial {
+		must(req.Capabilities.Set(capability.Filter))
+		req.Filter = packp.FilterBlobNone()
+	}
+	return s.fetch(ctx, session, req, s.maxBytes)
+}
+
 // fetchBlobs gets contents that load left out. A server may offer that and still refuse to, so the second try asks
 // for the whole tip.
 func (s *Snapshot) fetchBlobs(ctx context.Context, blobs []plumbing.Hash) error {
@@ -56,7 +61,7 @@ func (s *Snapshot) fetchBlobs(ctx context.Context, blobs []plumbing.Hash) error 
 		return err
 	}
 	req := s.request(s.commit)
-	s.shallow(req)
+	s.shallow(req, 1)
 	if again := s.fetchAnew(ctx, req, s.maxBytes); again != nil {
 		return err
 	}
@@ -86,10 +91,10 @@ func (s *Snapshot) request(wants ...plumbing.Hash) *packp.UploadPackRequest {
 	return req
 }
 
-func (s *Snapshot) shallow(req *packp.UploadPackRequest) {
+func (s *Snapshot) shallow(req *packp.UploadPackRequest, depth int) {
 	if s.caps.Supports(capability.Shallow) {
 		must(req.Capabilities.Set(capability.Shallow))
-		req.Depth = packp.DepthCommits(1)
+		req.Depth = packp.DepthCommits(depth)
 	}
 }
 

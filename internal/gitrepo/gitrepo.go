@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
@@ -51,6 +52,7 @@ type Remote struct {
 	transport transport.Transport
 	login     login
 	endpoint  transport.Endpoint
+	unmarked  atomic.Int64 // when the server last refused a mark, in Unix nanoseconds; 0 for never
 
 	mu   sync.Mutex
 	last map[plumbing.ReferenceName]*Snapshot
@@ -91,10 +93,12 @@ func (r *Remote) read(ctx context.Context, branch string) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s := r.cached(name, tip); s != nil {
+	mark := refs.References[markOf(name).String()]
+	if s := r.cached(name, tip, mark); s != nil {
 		return s, nil
 	}
 	s := newSnapshot(r, name, tip, refs.Capabilities)
+	s.mark = mark
 	s.endpoint = ep
 	if err := s.load(ctx, session); err != nil {
 		return s, err
@@ -123,10 +127,10 @@ func (r *Remote) advertised(ctx context.Context, ep *transport.Endpoint) (transp
 	return session, refs, nil
 }
 
-func (r *Remote) cached(name plumbing.ReferenceName, tip plumbing.Hash) *Snapshot {
+func (r *Remote) cached(name plumbing.ReferenceName, tip, mark plumbing.Hash) *Snapshot {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if s := r.last[name]; s != nil && s.commit == tip {
+	if s := r.last[name]; s != nil && s.commit == tip && s.mark == mark {
 		return s
 	}
 	return nil

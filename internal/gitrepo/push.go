@@ -31,6 +31,10 @@ type Change struct {
 	Author    Signature
 	Committer Signature // the zero value means Author
 	When      time.Time // of both; its location is recorded too
+	// Mark moves the branch's mark along, see [Snapshot.Marked]. A server that refuses it has the commit all the same.
+	Mark bool
+	// Sign returns an armored signature of a commit object; nil leaves the commit unsigned.
+	Sign func(payload []byte) (string, error)
 }
 
 // Signature says who. Angle brackets and line breaks are dropped, as git does.
@@ -59,7 +63,7 @@ func (s *Snapshot) Push(ctx context.Context, c Change) (commit string, err error
 	if err != nil {
 		return "", s.remote.explain(ctx, "commit to", err)
 	}
-	if err := s.push(ctx, hash, objects); err != nil {
+	if err := s.push(ctx, hash, objects, c.Mark); err != nil {
 		return "", s.remote.explain(ctx, "push to", err)
 	}
 	return hash.String(), nil
@@ -88,8 +92,33 @@ func (s *Snapshot) build(c Change) (plumbing.Hash, *memory.Storage, error) {
 	if err != nil {
 		return none, nil, err
 	}
+	if c.Sign != nil {
+		if err := sign(commit, c.Sign); err != nil {
+			return none, nil, err
+		}
+	}
 	hash, err := e.add(commit)
 	return hash, e.objects, err
+}
+
+// sign signs the object as it is without a signature, which is what git verifies.
+func sign(c *object.Commit, f func([]byte) (string, error)) error {
+	var payload plumbing.MemoryObject
+	if err := c.EncodeWithoutSignature(&payload); err != nil {
+		return err
+	}
+	r, err := payload.Reader()
+	if err != nil {
+		return err
+	}
+	text, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	if c.PGPSignature, err = f(text); err != nil {
+		return fmt.Errorf("sign: %w", err)
+	}
+	return nil
 }
 
 func (c Change) commit(tree, parent plumbing.Hash) (*object.Commit, error) {
@@ -199,15 +228,28 @@ func (e editor) add(o interface {
 	return e.objects.SetEncodedObject(encoded)
 }
 
+// unmarkedTime is how long a server that refused a mark is offered none: it may have been a matter of the moment, and
+// each refusal costs a push twice.
+const unmarkedTime = time.Hour
+
 // push sends the objects and asks for the branch to move from s to commit. What came of it is decided by where the
 // branch is afterwards, never by what an error says.
-func (s *Snapshot) push(ctx context.Context, commit plumbing.Hash, objects *memory.Storage) error {
-	err := s.send(ctx, commit, objects)
+func (s *Snapshot) push(ctx context.Context, commit plumbing.Hash, objects *memory.Storage, mark bool) error {
+	mark = mark && time.Since(time.Unix(0, s.remote.unmarked.Load())) > unmarkedTime
+	err := s.send(ctx, commit, objects, mark)
 	if err == nil || ctx.Err() != nil || errors.Is(err, ErrMoved) {
 		return err
 	}
 	switch tip, lost := s.remote.tip(ctx, s); {
-	case lost != nil, tip == s.commit:
+	case lost != nil:
+		return err
+	case tip == s.commit && mark: // it may be the mark that the server minds
+		if again := s.push(ctx, commit, objects, false); again != nil {
+			return again
+		}
+		s.remote.unmarked.Store(time.Now().UnixNano())
+		return nil
+	case tip == s.commit:
 		return err
 	case tip == commit:
 		return nil
@@ -216,7 +258,7 @@ func (s *Snapshot) push(ctx context.Context, commit plumbing.Hash, objects *memo
 	}
 }
 
-func (s *Snapshot) send(ctx context.Context, commit plumbing.Hash, objects *memory.Storage) error {
+func (s *Snapshot) send(ctx context.Context, commit plumbing.Hash, objects *memory.Storage, mark bool) error {
 	ep := s.endpoint
 	session, err := s.remote.receivePack(ctx, &ep)
 	if err != nil {
@@ -241,6 +283,11 @@ func (s *Snapshot) send(ctx context.Context, commit plumbing.Hash, objects *memo
 		req.Progress = &words
 	}
 	req.Commands = []*packp.Command{{Name: s.branch, Old: s.commit, New: commit}}
+	// A mark without its commit would say that somebody took the commit back.
+	if name := markOf(s.branch); mark && refs.Capabilities.Supports(capability.Atomic) {
+		must(req.Capabilities.Set(capability.Atomic))
+		req.Commands = append(req.Commands, &packp.Command{Name: name, Old: refs.References[name.String()], New: commit})
+	}
 	req.Packfile = io.NopCloser(pack)
 	report, err := session.ReceivePack(ctx, req)
 	if report == nil {

@@ -34,10 +34,11 @@ type Snapshot struct {
 	commit   plumbing.Hash
 	tree     plumbing.Hash
 	caps     *capability.List
-	partial  bool  // fetched without file contents
-	maxBytes int64 // of what is fetched at once, inflated
+	partial  bool          // fetched without file contents
+	maxBytes int64         // of what is fetched at once, inflated
+	mark     plumbing.Hash // where the branch's mark was; zero for none
 
-	mu      sync.Mutex // guards what follows
+	mu      *sync.Mutex // guards what follows; snapshots of one history share both
 	objects *memory.Storage
 }
 
@@ -47,6 +48,7 @@ func newSnapshot(r *Remote, branch plumbing.ReferenceName, tip plumbing.Hash, ca
 		remote: r, branch: branch, commit: tip, caps: caps,
 		partial:  wants && caps.Supports(capability.Filter),
 		maxBytes: maxInflated,
+		mu:       new(sync.Mutex),
 		objects:  memory.NewStorage(),
 	}
 }

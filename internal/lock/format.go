@@ -26,9 +26,13 @@ func (d *Document) Format() []byte {
 			{"repoURL", s.Repository},
 			{"targetRevision", s.TargetRevision},
 			{"path", s.Path},
+			{"mode", s.Mode},
 			{"revision", s.Revision},
 			{"renderedAt", stamp(s.RenderedAt)},
 		} {
+			if f.key == "mode" && f.value == "" {
+				continue
+			}
 			b.WriteString("  " + f.key + ": " + quote(f.value) + "\n")
 		}
 	}

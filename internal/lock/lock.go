@@ -64,7 +64,8 @@ type Source struct {
 	Repository     string    `json:"repoURL"`
 	TargetRevision string    `json:"targetRevision"`
 	Path           string    `json:"path"`
-	Revision       string    `json:"revision"` // commit, as Argo CD resolved it
+	Mode           string    `json:"mode,omitempty"` // of the render; "" from programs before there was one
+	Revision       string    `json:"revision"`       // commit, as Argo CD resolved it
 	RenderedAt     time.Time `json:"renderedAt"`
 }
 

@@ -106,6 +106,7 @@ func parseSource(n *yaml.Node) (*Source, error) {
 		"repoURL":        text(&s.Repository),
 		"targetRevision": text(&s.TargetRevision),
 		"path":           text(&s.Path),
+		"mode":           text(&s.Mode),
 		"revision":       text(&s.Revision),
 		"renderedAt":     timestamp(&s.RenderedAt),
 	}, keys...)

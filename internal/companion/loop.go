@@ -1,0 +1,170 @@
+package companion
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/digestlock/digestlock/internal/fault"
+)
+
+// errStopped is what those learn who wait for a cycle that will not come.
+var errStopped = errors.New("the companion stops")
+
+// outcome is what a cycle came to.
+type outcome struct {
+	commits  []Commit
+	problems []error
+}
+
+// bell begins cycles ahead of their time. It is safe for concurrent use.
+type bell struct {
+	rung chan struct{} // holds one ring at most: a cycle serves all that rang before it began
+
+	mu      sync.Mutex
+	waiting []chan outcome
+	stopped bool
+}
+
+func newBell() *bell { return &bell{rung: make(chan struct{}, 1)} }
+
+func (b *bell) ring() {
+	select {
+	case b.rung <- struct{}{}:
+	default: // rung already
+	}
+}
+
+// wait rings, and returns where the outcome of the cycle will come that begins next.
+func (b *bell) wait() <-chan outcome {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := make(chan outcome, 1)
+	if b.stopped {
+		c <- outcome{problems: []error{errStopped}}
+		return c
+	}
+	b.waiting = append(b.waiting, c)
+	b.ring()
+	return c
+}
+
+// begun returns those who wait for the cycle that begins now, which serves all rings so far.
+func (b *bell) begun() []chan outcome {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case <-b.rung:
+	default:
+	}
+	waiting := b.waiting
+	b.waiting = nil
+	return waiting
+}
+
+func (b *bell) stop() {
+	b.mu.Lock()
+	b.stopped = true
+	b.mu.Unlock()
+	answer(b.begun(), outcome{problems: []error{errStopped}})
+}
+
+func answer(waiting []chan outcome, o outcome) {
+	for _, w := range waiting {
+		w <- o
+	}
+}
+
+// Wake has Run begin a cycle now, or when the one under way ends. It does not wait.
+func (c *Companion) Wake() { c.bell.ring() }
+
+// Sync has Run begin a cycle as Wake does, and returns what a cycle that began after the call came to: the commits it
+// pushed, and the sum of what could not be done. What waits for the quiet window is in neither, see [Companion.Status].
+// It returns the cause of ctx when that ends first; the cycle goes on.
+func (c *Companion) Sync(ctx context.Context) ([]Commit, error) {
+	select {
+	case o := <-c.bell.wait():
+		return o.commits, sum(o.problems)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// Run does a cycle every interval, give or take a tenth so that companions do not march in step, and whenever Wake or
+// the end of a quiet window asks for one, until ctx ends. What could not be done is logged, one problem a line: the
+// next cycle tries again. It may be called once.
+func (c *Companion) Run(ctx context.Context, interval time.Duration) {
+	defer c.bell.stop()
+	for ctx.Err() == nil {
+		waiting := c.bell.begun()
+		began := time.Now()
+		o := c.cycle(ctx, c.o.Quiet)
+		if ctx.Err() == nil { // what was cut short says nothing
+			c.metrics.ended(o)
+			c.metrics.stand(c.Status().Branches)
+			c.log(o)
+			c.board.ended(began, o)
+		}
+		answer(waiting, o)
+		spread := time.Duration((rand.Float64() - 0.5) / 5 * float64(interval))
+		next := time.Now().Add(interval + spread)
+		if due := c.due(); !due.IsZero() && due.Before(next) {
+			next = due
+		}
+		timer := time.NewTimer(time.Until(next))
+		select {
+		case <-ctx.Done():
+		case <-c.bell.rung:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+func (c *Companion) log(o outcome) {
+	for _, p := range o.problems {
+		c.o.Log.Error("cycle incomplete", "error", p, "code", fault.CodeOf(p), "hint", fault.Hint(p))
+	}
+}
+
+// Quiet is how commits to one branch are spaced. The first change after a quiet spell is committed at once; what
+// follows within Window of a commit waits until nothing new has come for Window, or the first of it has waited for
+// Longest. The zero value commits everything at once.
+type Quiet struct{ Window, Longest time.Duration }
+
+// pause is where one branch stands with regard to its quiet window.
+type pause struct {
+	pushed  time.Time // when the last commit was pushed; zero when the companion has pushed none
+	since   time.Time // when what waits began to wait; zero when nothing does
+	changed time.Time // when it last changed
+	what    string    // what waits
+	due     time.Time // when it is to be committed
+}
+
+// wait reports whether what is to be committed has to wait.
+func (p *pause) wait(q Quiet, what string, now time.Time) bool {
+	if p.since.IsZero() {
+		if p.pushed.IsZero() || now.Sub(p.pushed) >= q.Window {
+			return false
+		}
+		p.since = now
+	}
+	if what != p.what {
+		p.what, p.changed = what, now
+	}
+	p.due = p.changed.Add(q.Window)
+	if last := p.since.Add(q.Longest); last.Before(p.due) {
+		p.due = last
+	}
+	return now.Before(p.due)
+}
+
+// settled notes that nothing waits any more, and when something was pushed.
+func (p *pause) settled(pushed time.Time) {
+	if pushed.IsZero() {
+		pushed = p.pushed
+	}
+	*p = pause{pushed: pushed}
+}
