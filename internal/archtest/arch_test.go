@@ -36,6 +36,7 @@ var ours = map[string][]string{
 	"internal/cli":         {"internal/fault"},
 	"internal/cloud":       {"internal/credentials"},
 	"internal/credentials": {"internal/fault"},
+	"internal/githubapp":   {"internal/fault", "internal/rest"},
 	"internal/gitrepo":     {"internal/fault"},
 	"internal/gittest":     {"internal/gitrepo"},
 	"internal/hook":        {"internal/image"},
@@ -44,6 +45,7 @@ var ours = map[string][]string{
 	"internal/registry":    {"internal/credentials", "internal/fault", "internal/image", "internal/netaddr"},
 	"internal/remotebase":  {"internal/fault", "internal/gitrepo", "internal/netaddr"},
 	"internal/render":      {"internal/fault", "internal/remotebase"},
+	"internal/rest":        {"internal/fault"},
 }
 
 // theirs lists who may import a module of somebody else's that has exactly one door. Prefixes match whole elements.
@@ -61,6 +63,7 @@ var theirs = map[string][]string{
 	"github.com/hashicorp/golang-lru":                      {"internal/cache"},
 	"github.com/coreos/go-oidc":                            {"internal/access"},
 	"github.com/go-jose":                                   {"internal/accesstest"},
+	"github.com/golang-jwt":                                {"internal/githubapp"},
 	"github.com/go-git":                                    {"internal/gitrepo", "internal/gitserver"},
 	"github.com/skeema/knownhosts":                         {"internal/gitrepo"},
 	"golang.org/x/crypto":                                  {"internal/gitrepo", "internal/gittest"},
@@ -70,8 +73,8 @@ var theirs = map[string][]string{
 	"golang.org/x/term":                                    {"internal/cli"},
 	"github.com/creack/pty":                                {},
 	"go.yaml.in/yaml":                                      {"internal/access", "internal/lock", "internal/pin", "internal/render"},
-	"github.com/prometheus/client_golang":                  {"internal/cache", "internal/daemon", "internal/door", "internal/registry", "internal/companion", "cmd/digestlock", "cmd/digestlock-companion"},
-	"github.com/cenkalti/backoff":                          {"internal/companion", "internal/registry"},
+	"github.com/prometheus/client_golang":                  {"cmd/digestlock", "cmd/digestlock-companion", "internal/cache", "internal/companion", "internal/daemon", "internal/door", "internal/registry"},
+	"github.com/cenkalti/backoff":                          {"internal/companion", "internal/registry", "internal/rest"},
 	"k8s.io/client-go":                                     {},
 	"testing":                                              {"internal/gittest"},
 }
