@@ -36,6 +36,7 @@ var ours = map[string][]string{
 	"internal/cli":         {"internal/fault"},
 	"internal/cloud":       {"internal/credentials"},
 	"internal/credentials": {"internal/fault"},
+	"internal/forge":       {"internal/fault", "internal/rest"},
 	"internal/githubapp":   {"internal/fault", "internal/rest"},
 	"internal/gitrepo":     {"internal/fault"},
 	"internal/gittest":     {"internal/gitrepo"},
