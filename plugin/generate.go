@@ -169,7 +169,7 @@ func (r Render) find(ctx context.Context) (planned, error) {
 	if err != nil {
 		return planned{}, err
 	}
-	locked, err := readLock(r.Dir)
+	locked, _, err := ReadLock(r.Dir)
 	if err != nil {
 		return planned{}, err
 	}
@@ -215,29 +215,30 @@ func (r Render) progress(text string) {
 	}
 }
 
-// readLock returns the lock beside the overlay, nil when there is none. A link is refused: its target may be any
-// file of the sidecar, and the error would show what is in it.
-func readLock(dir string) (*lock.Document, error) {
+// ReadLock returns the lock beside the overlay in dir and its bytes, nil when there is none. A link is refused: its target
+// may be any file of the sidecar, and the error would show what is in it.
+func ReadLock(dir string) (*lock.Document, []byte, error) {
 	name := filepath.Join(dir, lock.FileName)
 	info, err := os.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fault.New(fault.LockNotAFile, "replace it by a regular file, or delete it and let the companion write it anew",
+		return nil, nil, fault.New(fault.LockNotAFile, "replace it by a regular file, or delete it and let the companion write it anew",
 			"%s is not a regular file", lock.FileName)
 	}
 	f, err := os.Open(name)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() { _ = f.Close() }()
 	data, err := io.ReadAll(io.LimitReader(f, lock.MaxSize+1))
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", lock.FileName, err)
+		return nil, nil, fmt.Errorf("read %s: %w", lock.FileName, err)
 	}
-	return lock.Parse(lock.FileName, data)
+	d, err := lock.Parse(lock.FileName, data)
+	return d, data, err
 }

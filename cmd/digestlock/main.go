@@ -12,6 +12,8 @@ func program() cli.Program {
 		Commands: []cli.Command{
 			{Name: "generate", Short: "render an overlay with every mutable tag pinned; what Argo CD runs", Run: generate},
 			{Name: "explain", Short: "say which digest each image of an overlay gets, and why", Run: explain},
+			{Name: "hold", Short: "keep an image of a lock where it is, or where it was", Run: hold},
+			{Name: "release", Short: "let a held image of a lock follow its tag again", Run: release},
 			{Name: "doctor", Short: "check all that a render needs, registry to socket, and say what to mend", Run: doctor},
 			{Name: "serve", Short: "run the resolver: cached registry look-ups, pin ledger, flush", Run: serve},
 			{Name: "flush", Short: "make the resolvers ask for an image again now; what CI runs after a push", Run: flush},
