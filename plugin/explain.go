@@ -21,6 +21,7 @@ type Row struct {
 	Rendered   string     `json:"rendered,omitempty"`   // what a render writes, which ends in the digest
 	Locked     string     `json:"locked,omitempty"`     // the digest in digest-lock.yaml
 	Rejected   string     `json:"rejected,omitempty"`   // where the tag stands now, which a hold keeps the lock from
+	Unasked    string     `json:"unasked,omitempty"`    // why the registry could not say, where the lock decided in its place
 	DecidedBy  Decider    `json:"decidedBy,omitempty"`  // where the digest came from
 	ResolvedAt *time.Time `json:"resolvedAt,omitempty"` // when the registry was asked
 	Skipped    string     `json:"skipped,omitempty"`    // why it is not pinned
@@ -93,6 +94,9 @@ func row(u pin.Use, decisions map[string]Decision, format pin.Format) Row {
 	}
 	if ref, err := image.Parse(u.Value); err == nil {
 		out.Rendered = format.Pinned(ref, d.Digest)
+	}
+	if d.Unasked != nil {
+		out.Unasked = d.Unasked.Error()
 	}
 	out.Digest, out.DecidedBy, out.ResolvedAt, out.Locked, out.Rejected = d.Digest, d.By, &d.At, d.Locked, d.Rejected
 	return out

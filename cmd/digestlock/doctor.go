@@ -3,9 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"syscall"
@@ -66,7 +64,7 @@ func doctor(ctx context.Context, env cli.Env, args []string) error {
 	}
 	ctx, cancel := o.deadline(ctx)
 	defer cancel()
-	c := &checkup{registries: *o.registries, scope: keychain.Scope(*project), out: env.Stdout, quiet: *format == "json"}
+	c := &checkup{report: report{out: env.Stdout, quiet: *format == "json"}, registries: *o.registries, scope: keychain.Scope(*project)}
 	c.registries.Keychain = keychain
 	if r.Project = *project; r.Project != "" {
 		c.source = &lock.Source{Project: r.Project}
@@ -89,106 +87,20 @@ func isDir(name string) bool {
 	return err == nil && info.IsDir()
 }
 
-// check is one line.
-type check struct {
-	Of     string     `json:"of"`    // the image, the overlay's directory or "resolver"
-	Check  string     `json:"check"` // what was looked at
-	Status outcome    `json:"status"`
-	Text   string     `json:"text,omitempty"`
-	Code   fault.Code `json:"code,omitempty"`
-	Fix    string     `json:"fix,omitempty"`
-}
-
-type outcome string
-
-const (
-	isOK     outcome = "ok"
-	isWarn   outcome = "warn"
-	isFailed outcome = "FAILED"
-)
-
-// checkup collects checks. Those of one thing follow each other.
+// checkup is a report, and what is known while it is made.
 type checkup struct {
+	report
 	registries registry.Options
 	scope      string          // of credentials, for the registries
 	source     *lock.Source    // the same for the resolver
 	asks       plugin.Resolver // what renders ask; nil when it cannot be reached
 	client     *api.Client     // the same when it is a resolver process, else nil
-
-	checks []check
-	out    io.Writer
-	quiet  bool  // print nothing before the end
-	broken error // of out
-}
-
-func (c *checkup) add(k check) {
-	k.Text, k.Fix = fault.Line(k.Text), fault.Line(k.Fix)
-	if !c.quiet {
-		if len(c.checks) == 0 || c.checks[len(c.checks)-1].Of != k.Of {
-			c.print("%s\n", fault.Line(k.Of))
-		}
-		c.print("  %-7s %-12s %s\n", k.Status, k.Check, k.line())
-	}
-	c.checks = append(c.checks, k)
-}
-
-func (k check) line() string {
-	text := k.Text
-	if k.Code != "" {
-		text += " [" + string(k.Code) + "]"
-	}
-	if k.Fix != "" {
-		text += "; fix: " + k.Fix
-	}
-	return text
-}
-
-func (c *checkup) print(format string, args ...any) {
-	if _, err := fmt.Fprintf(c.out, format, args...); err != nil {
-		c.broken = err
-	}
-}
-
-func (c *checkup) ok(of, name, format string, args ...any) {
-	c.add(check{Of: of, Check: name, Status: isOK, Text: fmt.Sprintf(format, args...)})
-}
-
-// fail adds a check with the error's own text, code and hint. Found, where there is any, is what else is known.
-func (c *checkup) fail(of, name, found string, err error) {
-	text := err.Error()
-	if found != "" {
-		text += " (" + found + ")"
-	}
-	code, hint := fault.CodeOf(err), fault.Hint(err)
-	c.add(check{Of: of, Check: name, Status: isFailed, Text: text, Code: cmp.Or(code, fault.Unexpected), Fix: cmp.Or(hint, "see the text")})
 }
 
 // failLookup is fail for the error of a lookup, which may leave code and hint to whoever tells people.
 func (c *checkup) failLookup(of, name, found string, err error) {
 	code, hint := plugin.Remedy(err)
 	c.fail(of, name, found, &fault.Error{Err: err, Code: cmp.Or(fault.CodeOf(err), code), Hint: cmp.Or(fault.Hint(err), hint)})
-}
-
-// result prints what add has not, and returns the error for the command.
-func (c *checkup) result() error {
-	failed := 0
-	for _, k := range c.checks {
-		if k.Status == isFailed {
-			failed++
-		}
-	}
-	if c.quiet {
-		enc := json.NewEncoder(c.out)
-		enc.SetIndent("", "  ")
-		c.broken = enc.Encode(map[string]any{"failed": failed, "checks": c.checks})
-	}
-	switch {
-	case c.broken != nil:
-		return fault.New(fault.Output, "the reader of stdout went away, or its disk is full", "write checks: %w", c.broken)
-	case failed > 0:
-		return fault.New(fault.CheckFailed, "each line with FAILED says what to do", "%d of %d checks failed", failed, len(c.checks))
-	}
-	return nil
 }
 
 // theResolver is what its checks are listed under.

@@ -14,6 +14,7 @@ func program() cli.Program {
 			{Name: "explain", Short: "say which digest each image of an overlay gets, and why", Run: explain},
 			{Name: "hold", Short: "keep an image of a lock where it is, or where it was", Run: hold},
 			{Name: "release", Short: "let a held image of a lock follow its tag again", Run: release},
+			{Name: "verify", Short: "check the locks of overlays; what CI runs on a pull request", Run: verify},
 			{Name: "doctor", Short: "check all that a render needs, registry to socket, and say what to mend", Run: doctor},
 			{Name: "serve", Short: "run the resolver: cached registry look-ups, pin ledger, flush", Run: serve},
 			{Name: "flush", Short: "make the resolvers ask for an image again now; what CI runs after a push", Run: flush},

@@ -87,6 +87,27 @@ func build(t *testing.T, dir string) string {
 	return string(data)
 }
 
+// TestSchemaIsForgotten: the schema of one overlay merges its lists by name, and changes nothing in the next build.
+func TestSchemaIsForgotten(t *testing.T) {
+	files := []string{
+		"patch.yaml", "apiVersion: acme.io/v1\nkind: Fleet\nmetadata: {name: f}\nspec:\n  parts: [{name: a, image: new}]\n",
+		"fleet.yaml", "apiVersion: acme.io/v1\nkind: Fleet\nmetadata: {name: f}\nspec:\n  parts: [{name: a, image: old}, {name: b, image: b}]\n",
+		"schema.json", `{"definitions": {"Fleet": {"type": "object", "x-kubernetes-group-version-kind": [{"group": "acme.io", "kind": "Fleet", "version": "v1"}],
+			"properties": {"spec": {"type": "object", "properties": {"parts": {"type": "array", "x-kubernetes-patch-merge-key": "name",
+			"x-kubernetes-patch-strategy": "merge", "items": {"type": "object"}}}}}}}}`,
+	}
+	const kustomization = "resources: [fleet.yaml]\npatches: [{path: patch.yaml}]\n"
+	with, without := t.TempDir(), t.TempDir()
+	write(t, with, append(files, "KUST", kustomization+"openapi: {path: schema.json}\n")...)
+	write(t, without, append(files, "KUST", kustomization)...)
+	if got := build(t, with); !strings.Contains(got, "image: b\n") {
+		t.Fatalf("the schema does not merge:\n%s", got)
+	}
+	if got := build(t, without); strings.Contains(got, "image: b\n") {
+		t.Errorf("the schema of the build before was used:\n%s", got)
+	}
+}
+
 // TestObjects: what is changed in a node is what changes in the output.
 func TestObjects(t *testing.T) {
 	dir := t.TempDir()
