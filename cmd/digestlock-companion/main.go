@@ -50,6 +50,8 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	level := slog.LevelInfo
 	flags.TextVar(&level, "log-level", level, "debug, info, warn or error")
 	version := flags.Bool("version", false, "print the version and exit")
+	var quiet companion.Quiet
+	flags.DurationVar(&quiet.Window, "quiet-window", 10*time.Second, "what changes within this time after a commit to a branch waits for one more; 0 commits at once")
 	var creds credentials
 	flags.StringVar(&creds.username, "git-username", "", "user name for https, with --git-password-file")
 	flags.StringVar(&creds.passwordFile, "git-password-file", "", "file with the password or access token for https")
@@ -93,7 +95,7 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 		Replicas:     r.replicas,
 		Repositories: repositories,
 		Author:       gitrepo.Signature{Name: *name, Email: *email},
-		Quiet:        companion.Quiet{Window: 10 * time.Second, Longest: time.Minute},
+		Quiet:        companion.Quiet{Window: quiet.Window, Longest: time.Minute},
 		Version:      buildVersion,
 		Log:          log,
 		Registerer:   metrics,

@@ -71,7 +71,7 @@ func setup(t *testing.T, git *gittest.Server, env *testscript.Env) error {
 			return err
 		}
 	}
-	address, err := serve(env, s.cache)
+	address, err := serve(env.WorkDir, env.Defer, s.cache)
 	if err != nil {
 		return err
 	}
@@ -87,10 +87,10 @@ func setup(t *testing.T, git *gittest.Server, env *testscript.Env) error {
 	return render(address, s.repo.URL)
 }
 
-// serve starts a resolver.
-func serve(env *testscript.Env, c *cache.Cache) (address string, err error) {
+// serve starts a resolver that keeps its state in dir, where the file token is, and has it stopped later.
+func serve(dir string, later func(func()), c *cache.Cache) (address string, err error) {
 	log := slog.New(slog.DiscardHandler)
-	ledger, err := daemon.OpenLedger(filepath.Join(env.WorkDir, ".state"), log)
+	ledger, err := daemon.OpenLedger(filepath.Join(dir, ".state"), log)
 	if err != nil {
 		return "", err
 	}
@@ -99,12 +99,12 @@ func serve(env *testscript.Env, c *cache.Cache) (address string, err error) {
 		return "", err
 	}
 	server := daemon.New(daemon.Options{
-		Resolver: c, Ledger: ledger, TokenFile: filepath.Join(env.WorkDir, "token"), Log: log, Metrics: prometheus.NewRegistry(),
+		Resolver: c, Ledger: ledger, TokenFile: filepath.Join(dir, "token"), Log: log, Metrics: prometheus.NewRegistry(),
 	})
 	ctx, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = server.Serve(ctx, nil, l) })
-	env.Defer(func() {
+	later(func() {
 		stop()
 		wg.Wait()
 	})
@@ -145,6 +145,12 @@ func (r *registry) Resolve(_ context.Context, _ string, refs []image.Ref) []imag
 	return out
 }
 
+func (r *registry) set(digest string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.digest = digest
+}
+
 func of(ts *testscript.TestScript) *surroundings {
 	return ts.Value(surroundingsKey{}).(*surroundings)
 }
@@ -154,9 +160,7 @@ func flush(ts *testscript.TestScript, _ bool, _ []string) {
 	s := of(ts)
 	next := "sha256:" + strings.Repeat("2", 64)
 	ts.Setenv("NEXT", next)
-	s.registry.mu.Lock()
-	s.registry.digest = next
-	s.registry.mu.Unlock()
+	s.registry.set(next)
 	ref, err := image.Parse("ghcr.io/acme/server")
 	ts.Check(err)
 	s.cache.Flush(context.Background(), []image.Target{{Ref: ref}})

@@ -191,7 +191,9 @@ func byImage(rows []plugin.Row) []plugin.Row {
 // difference returns the number of the first line in which two texts differ, and the line in each; 0 where none does.
 func difference(have, want []byte) (line int, inHave, inWant string) {
 	h, w := strings.SplitAfter(string(have), "\n"), strings.SplitAfter(string(want), "\n")
-	at := func(lines []string, i int) string { return strings.Join(lines[min(i, len(lines)):min(i+1, len(lines))], "") }
+	at := func(lines []string, i int) string {
+		return strings.Join(lines[min(i, len(lines)):min(i+1, len(lines))], "")
+	}
 	for i := range max(len(h), len(w)) {
 		if a, b := at(h, i), at(w, i); a != b {
 			return i + 1, a, b

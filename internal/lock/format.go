@@ -10,7 +10,7 @@ import (
 
 const header = "# Maintained by digestlock: the digest behind each mutable tag this overlay renders.\n"
 
-// Format returns the canonical bytes of d: pins sorted by image, one field a line, times in UTC to the second, a
+// Format returns the canonical bytes of d: pins sorted by image, one field a line, times in UTC to the millisecond, a
 // trailing newline. Equal documents have equal bytes, and [Parse] of them is d again.
 func (d *Document) Format() []byte {
 	var b bytes.Buffer
@@ -65,7 +65,9 @@ func (h *Hold) format(b *bytes.Buffer) {
 	}
 }
 
-func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+// stamp writes whole seconds without a fraction, as they were always written. Without the fraction, of two looks within
+// one second the older would move a pin back that the newer had moved.
+func stamp(t time.Time) string { return t.UTC().Truncate(time.Millisecond).Format(time.RFC3339Nano) }
 
 // plain leaves a reference unquoted, as people write it, unless it starts like a YAML flow sequence ("[::1]:5000/x").
 func plain(s string) string {

@@ -36,7 +36,7 @@ type Document struct {
 type Pin struct {
 	Image      string    `json:"image"`          // normalised full reference, "registry/repository:tag"
 	Digest     string    `json:"digest"`         // "sha256:…": what is deployed
-	ResolvedAt time.Time `json:"resolvedAt"`     // when the registry was asked; to the second in a file
+	ResolvedAt time.Time `json:"resolvedAt"`     // when the registry was asked; to the millisecond in a file
 	Hold       *Hold     `json:"hold,omitempty"` // nil when the pin follows its tag
 }
 
@@ -44,7 +44,7 @@ type Pin struct {
 type Hold struct {
 	Rejected string    `json:"rejected,omitempty"` // the one digest that is not adopted; "" keeps the pin whatever its tag does
 	Reason   string    `json:"reason,omitempty"`
-	Until    time.Time `json:"until,omitzero"` // when the hold is over; zero for never; to the second in a file
+	Until    time.Time `json:"until,omitzero"` // when the hold is over; zero for never; to the millisecond in a file
 }
 
 // Keeps reports whether h is in force at the given time, when a pin's tag was seen at digest, and keeps the pin from

@@ -352,3 +352,21 @@ func BenchmarkParse(b *testing.B) {
 		}
 	}
 }
+
+// TestWithinASecond: a look that is older by less than a second moves nothing back, also after a way through a file.
+func TestWithinASecond(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 3, 1, 12, 0, 0, 600_000_000, time.UTC)
+	d := &Document{Pins: []Pin{{Image: "ghcr.io/acme/server:latest", Digest: "sha256:" + strings.Repeat("2", 64), ResolvedAt: at}}}
+	read, err := Parse("x", d.Format())
+	if err != nil {
+		t.Fatal(err)
+	}
+	older := "sha256:" + strings.Repeat("1", 64)
+	if p, moved := read.Pins[0].Advance(older, at.Add(-300*time.Millisecond)); moved {
+		t.Errorf("moved back to %s", p.Digest)
+	}
+	if _, moved := read.Pins[0].Advance(older, at.Add(300*time.Millisecond)); !moved {
+		t.Error("not moved by a look that is newer")
+	}
+}

@@ -190,7 +190,7 @@ func timestamp(into *time.Time) func(*yaml.Node) error {
 		if err != nil {
 			return at(n, "%q is not an RFC 3339 time", n.Value)
 		}
-		*into = t.UTC().Truncate(time.Second)
+		*into = t.UTC().Truncate(time.Millisecond)
 		if y := into.Year(); y < 1 || y > 9999 {
 			return at(n, "%q is out of range", n.Value)
 		}
