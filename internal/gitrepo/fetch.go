@@ -29,7 +29,10 @@ const (
 
 // load fetches the commit and its trees, and the contents too from a server that cannot leave them out.
 func (s *Snapshot) load(ctx context.Context, session transport.UploadPackSession) error {
-	if err := s.loadHistory(ctx, session, 1); err != nil {
+	req := s.request(s.commit)
+	s.shallow(req, 1)
+	s.lean(req)
+	if err := s.fetch(ctx, session, req, s.maxBytes); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -42,26 +45,30 @@ func (s *Snapshot) load(ctx context.Context, session transport.UploadPackSession
 	return nil
 }
 
-// loadHistory fetches that many commits from s's back, with their trees.
-func (s *Snapshot) loadHistory(ctx context.Context, session transport.UploadPackSession, depth int) error {
-	req := s.request(s.commit)
-	s.shallow(req, depth)
-	if s.partial {
-		must(req.Capabilities.Set(capability.Filter))
-		req.Filter = packp.FilterBlobNone()
+// below asks for so many generations from root down, less what load brought.
+func (s *Snapshot) below(root plumbing.Hash, generations int) *packp.UploadPackRequest {
+	req := s.request(root)
+	s.shallow(req, generations)
+	s.lean(req)
+	if req.Capabilities.Supports(capability.MultiACK) {
+		return req // go-git does not understand what it is answered with once there are haves
 	}
-	return s.fetch(ctx, session, req, s.maxBytes)
+	req.Haves = []plumbing.Hash{s.commit}
+	if s.caps.Supports(capability.Shallow) {
+		req.Shallows = req.Haves
+	}
+	return req
 }
 
 // fetchBlobs gets contents that load left out. A server may offer that and still refuse to, so the second try asks
-// for the whole tip.
+// for all that the commit came with.
 func (s *Snapshot) fetchBlobs(ctx context.Context, blobs []plumbing.Hash) error {
 	err := s.fetchAnew(ctx, s.request(blobs...), maxFile)
 	if err == nil || errors.Is(err, errTooLarge) || ctx.Err() != nil {
 		return err
 	}
-	req := s.request(s.commit)
-	s.shallow(req, 1)
+	req := s.request(s.root)
+	s.shallow(req, s.generations)
 	if again := s.fetchAnew(ctx, req, s.maxBytes); again != nil {
 		return err
 	}
@@ -91,10 +98,17 @@ func (s *Snapshot) request(wants ...plumbing.Hash) *packp.UploadPackRequest {
 	return req
 }
 
-func (s *Snapshot) shallow(req *packp.UploadPackRequest, depth int) {
+func (s *Snapshot) shallow(req *packp.UploadPackRequest, generations int) {
 	if s.caps.Supports(capability.Shallow) {
 		must(req.Capabilities.Set(capability.Shallow))
-		req.Depth = packp.DepthCommits(depth)
+		req.Depth = packp.DepthCommits(generations)
+	}
+}
+
+func (s *Snapshot) lean(req *packp.UploadPackRequest) {
+	if s.partial {
+		must(req.Capabilities.Set(capability.Filter))
+		req.Filter = packp.FilterBlobNone()
 	}
 }
 

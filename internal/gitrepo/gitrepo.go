@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
@@ -52,17 +51,18 @@ type Remote struct {
 	transport transport.Transport
 	login     login
 	endpoint  transport.Endpoint
-	unmarked  atomic.Int64 // when the server last refused a mark, in Unix nanoseconds; 0 for never
 
-	mu   sync.Mutex
-	last map[plumbing.ReferenceName]*Snapshot
+	mu          sync.Mutex // guards what follows
+	last        map[plumbing.ReferenceName]*Snapshot
+	markRefused error
 }
 
 // String returns the repository's address without credentials.
 func (r *Remote) String() string { return r.name }
 
 // Read returns the tip of branch, which is a short or full branch name; "" and "HEAD" mean the default branch. When
-// the tip is the one that was last read it returns that same *Snapshot, at the price of one listing of the refs.
+// the tip and its mark are where they were last read it returns that same *Snapshot, at the price of one listing of
+// the refs.
 //
 // It returns ErrBranch when there is no such branch (an empty repository has none) and ErrAuth when the server
 // refuses the credentials.
@@ -93,13 +93,12 @@ func (r *Remote) read(ctx context.Context, branch string) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	mark := refs.References[markOf(name).String()]
+	mark := refs.References[markName(name).String()]
 	if s := r.cached(name, tip, mark); s != nil {
 		return s, nil
 	}
 	s := newSnapshot(r, name, tip, refs.Capabilities)
-	s.mark = mark
-	s.endpoint = ep
+	s.endpoint, s.mark = ep, mark
 	if err := s.load(ctx, session); err != nil {
 		return s, err
 	}
@@ -130,33 +129,39 @@ func (r *Remote) advertised(ctx context.Context, ep *transport.Endpoint) (transp
 func (r *Remote) cached(name plumbing.ReferenceName, tip, mark plumbing.Hash) *Snapshot {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if s := r.last[name]; s != nil && s.commit == tip && s.mark == mark {
-		return s
+	s := r.last[name]
+	if s == nil || s.commit != tip {
+		return nil
 	}
-	return nil
+	if s.mark != mark {
+		elsewhere := *s
+		elsewhere.mark = mark
+		s, r.last[name] = &elsewhere, &elsewhere
+	}
+	return s
 }
 
-// tip asks the server where s's branch is now; the zero hash means that it is gone.
-func (r *Remote) tip(ctx context.Context, s *Snapshot) (plumbing.Hash, error) {
+// where asks the server where s's branch and its mark are now; the zero hash means that there is none.
+func (r *Remote) where(ctx context.Context, s *Snapshot) (branch, mark plumbing.Hash, err error) {
 	ep := s.endpoint
 	session, err := r.uploadPack(ctx, &ep)
 	if err != nil {
-		return plumbing.ZeroHash, err
+		return plumbing.ZeroHash, plumbing.ZeroHash, err
 	}
 	defer session.Close()
 	refs, err := session.AdvertisedReferencesContext(ctx)
 	if errors.Is(err, transport.ErrEmptyRemoteRepository) {
-		return plumbing.ZeroHash, nil
+		return plumbing.ZeroHash, plumbing.ZeroHash, nil
 	}
 	if err != nil {
-		return plumbing.ZeroHash, err
+		return plumbing.ZeroHash, plumbing.ZeroHash, err
 	}
-	return refs.References[s.branch.String()], nil
+	return refs.References[s.branch.String()], refs.References[markName(s.branch).String()], nil
 }
 
 // moved reports whether s's branch is known to be elsewhere than s.
 func (r *Remote) moved(ctx context.Context, s *Snapshot) bool {
-	tip, err := r.tip(ctx, s)
+	tip, _, err := r.where(ctx, s)
 	return err == nil && tip != s.commit
 }
 

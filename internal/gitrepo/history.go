@@ -1,179 +1,202 @@
 package gitrepo
 
 import (
-	"container/heap"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/object"
+	"github.com/go-git/go-git/v5/plumbing/protocol/packp/capability"
+
+	"github.com/digestlock/digestlock/internal/fault"
 )
 
-// Commit is one commit of a branch's history. It never changes, and is safe for concurrent use.
+// Commit is one commit of a repository's history. It never changes, and is safe for concurrent use.
 type Commit struct {
 	Hash              string
 	Parents           []string
-	Message           string
+	Message           string // as it was recorded, its last line break included
 	Author, Committer Signature
-	When              time.Time // it was committed
+	When              time.Time // the committer's
 
-	snapshot *Snapshot
+	found *Snapshot // what it was found from
+	at    *Snapshot // what found would be at this commit
 }
 
-// Files returns the contents of those of paths that are regular files of at most 1 MiB at that commit. What is not here
-// yet is fetched in one round trip.
-func (c *Commit) Files(ctx context.Context, paths []string) (map[string][]byte, error) {
-	ctx, cancel := deadline(ctx)
-	defer cancel()
-	found := map[string]plumbing.Hash{}
-	for _, p := range paths {
-		e, ok, err := c.snapshot.find(p)
-		if err != nil && !errors.Is(err, ErrNotRegular) {
-			return nil, err
-		}
-		if ok && err == nil {
-			found[p] = e.Hash
-		}
-	}
-	files := map[string][]byte{}
-	err := c.snapshot.need(ctx, found)
-	if err != nil && !errors.Is(err, errTooLarge) {
-		return nil, c.snapshot.remote.explain(ctx, "read files of", err)
-	}
-	for p, h := range found {
-		content, err := c.snapshot.blob(h)
-		switch {
-		case err == nil:
-			files[p] = content
-		case !errors.Is(err, errTooLarge) && !errors.Is(err, plumbing.ErrObjectNotFound):
-			return nil, err
-		}
-	}
-	return files, nil
+// marks is where the marks of branches are: in the place of refs/heads/.
+const marks = "refs/digestlock/"
+
+func markName(branch plumbing.ReferenceName) plumbing.ReferenceName {
+	return plumbing.ReferenceName(marks + branch.Short())
 }
 
-// markOf returns the name of a branch's mark. It lies outside of refs/heads and refs/tags, so that nobody checks it out,
-// builds it or sees it in a list of branches.
-func markOf(branch plumbing.ReferenceName) plumbing.ReferenceName {
-	return plumbing.ReferenceName("refs/digestlock/" + branch.Short())
+// MarkRefused returns why the server took a branch but not its mark, and nil as long as it did not. Marks are not tried
+// again after that.
+func (r *Remote) MarkRefused() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.markRefused
 }
 
-// Marked returns the commit that was last pushed to the branch with [Change.Mark], as of when s was read, also when the
-// branch was set back behind it since. It returns nil when there is none, as with a server that
-// takes no such refs, or no two refs as one.
+func (r *Remote) refuseMark(branch plumbing.ReferenceName, why *refusal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.markRefused = fault.New(fault.GitRefused, "allow the pusher to write "+marks+"*, where it is kept which commit was the last of ours",
+		"push to %s: %s was rejected: %s", r.name, markName(branch), r.clean(why.reason))
+}
+
+// Marked returns the commit that the branch's mark stood at when s was read, reachable from the branch or not, and nil
+// when there is no mark. A mark that stands at anything but a commit, or at one that is not to be had, is an error.
+// ErrMoved means that the branch has moved on, and the mark with it.
 func (s *Snapshot) Marked(ctx context.Context) (*Commit, error) {
-	if s.mark.IsZero() || s.mark == s.commit {
-		return s.at(s.mark)
+	if s.mark.IsZero() {
+		return nil, nil
 	}
 	ctx, cancel := deadline(ctx)
 	defer cancel()
-	m := newSnapshot(s.remote, s.branch, s.mark, s.caps)
-	m.endpoint = s.endpoint
-	if err := m.deepen(ctx, 1); err != nil {
-		return nil, s.remote.explain(ctx, "read the mark of "+s.branch.Short()+" in", err)
+	c, err := s.marked(ctx)
+	if err != nil {
+		return nil, s.unread(ctx, "read the mark of", fmt.Errorf("%s at %s: %w", markName(s.branch), s.mark, err))
 	}
-	return m.at(m.commit)
+	return s.commitOf(c, s.mark, 1), nil
 }
 
-// Log returns the commits that the tip descends from, itself first: no parent before its children, and else the latest
-// first. It returns at most max commits, and fewer of a history that is shorter or cut off on the server.
-func (s *Snapshot) Log(ctx context.Context, max int) ([]*Commit, error) {
+func (s *Snapshot) marked(ctx context.Context) (*object.Commit, error) {
+	if !s.has(s.mark) {
+		if err := s.fetchAnew(ctx, s.below(s.mark, 1), s.maxBytes); err != nil {
+			return nil, err
+		}
+	}
+	return s.object(s.mark)
+}
+
+// Log returns the commits that s descends from, s itself first: children before their parents, otherwise the newest
+// first, at most most of them. Fewer mean that there are no more, or none on a server that is shallow itself. What is
+// fetched for it is kept with s, the trees that each commit has of its own included.
+//
+// ErrMoved means that the history is no longer to be had because the branch has moved on.
+func (s *Snapshot) Log(ctx context.Context, most int) ([]*Commit, error) {
 	ctx, cancel := deadline(ctx)
 	defer cancel()
-	h := newSnapshot(s.remote, s.branch, s.commit, s.caps)
-	h.endpoint = s.endpoint
-	if err := h.deepen(ctx, max); err != nil {
-		return nil, s.remote.explain(ctx, "read the history of", err)
+	found, err := s.log(ctx, most)
+	if err != nil {
+		return nil, s.unread(ctx, "read the history of", err)
 	}
-	return h.log(max)
+	var commits []*Commit
+	for _, c := range found {
+		commits = append(commits, s.commitOf(c, s.commit, most))
+	}
+	return commits, nil
 }
 
-func (s *Snapshot) deepen(ctx context.Context, depth int) error {
-	ep := s.endpoint
-	session, err := s.remote.uploadPack(ctx, &ep)
-	if err != nil {
-		return err
-	}
-	defer session.Close()
-	return s.loadHistory(ctx, session, depth)
-}
-
-func (s *Snapshot) log(max int) ([]*Commit, error) {
-	tip, err := s.at(s.commit)
-	if err != nil {
+func (s *Snapshot) log(ctx context.Context, most int) ([]*object.Commit, error) {
+	if err := s.deepen(ctx, most); err != nil {
 		return nil, err
 	}
-	known := map[string]*Commit{tip.Hash: tip}
-	children := map[string]int{} // that were not returned yet
-	for open := []*Commit{tip}; len(open) > 0; {
-		c := open[len(open)-1]
-		open = open[:len(open)-1]
-		for _, hash := range c.Parents {
-			children[hash]++
-			if known[hash] != nil {
-				continue
-			}
-			parent, err := s.at(plumbing.NewHash(hash))
-			if errors.Is(err, plumbing.ErrObjectNotFound) {
-				continue // beyond the depth that was fetched
-			}
-			if err != nil {
-				return nil, err
-			}
-			known[hash] = parent
-			open = append(open, parent)
-		}
-	}
-	var all []*Commit
-	for ready := (latest{tip}); len(ready) > 0 && len(all) < max; {
-		c := heap.Pop(&ready).(*Commit)
-		all = append(all, c)
-		for _, hash := range c.Parents {
-			if children[hash]--; children[hash] == 0 && known[hash] != nil {
-				heap.Push(&ready, known[hash])
+	commits, children, _ := s.history()
+	var log, ready []*object.Commit
+	for next := commits[s.commit]; next != nil && len(log) < most; {
+		log = append(log, next)
+		for _, p := range next.ParentHashes {
+			if children[p]--; children[p] == 0 && commits[p] != nil {
+				ready = append(ready, commits[p])
 			}
 		}
+		slices.SortStableFunc(ready, func(a, b *object.Commit) int { return b.Committer.When.Compare(a.Committer.When) })
+		if next = nil; len(ready) > 0 {
+			next, ready = ready[0], ready[1:]
+		}
 	}
-	return all, nil
+	return log, nil
 }
 
-// at returns a commit that is here, nil for the zero hash.
-func (s *Snapshot) at(hash plumbing.Hash) (*Commit, error) {
-	if hash.IsZero() {
-		return nil, nil
+// deepen fetches as many generations, unless they are here or there are no more.
+func (s *Snapshot) deepen(ctx context.Context, generations int) error {
+	s.mu.Lock()
+	depth := s.depth
+	s.mu.Unlock()
+	if _, _, complete := s.history(); complete || generations <= depth || !s.caps.Supports(capability.Shallow) {
+		return nil
+	}
+	if err := s.fetchAnew(ctx, s.below(s.commit, generations), s.maxBytes); err != nil {
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c, err := object.GetCommit(s.objects, hash)
-	if err != nil {
-		return nil, fmt.Errorf("commit %s: %w", hash, err)
-	}
-	snapshot := *s
-	snapshot.commit, snapshot.tree = hash, c.TreeHash
-	out := &Commit{
-		Hash: hash.String(), Message: c.Message, When: c.Committer.When, snapshot: &snapshot,
-		Author:    Signature{Name: c.Author.Name, Email: c.Author.Email},
-		Committer: Signature{Name: c.Committer.Name, Email: c.Committer.Email},
-	}
-	for _, p := range c.ParentHashes {
-		out.Parents = append(out.Parents, p.String())
-	}
-	return out, nil
+	s.depth = max(s.depth, generations)
+	return nil
 }
 
-// latest is a heap with the latest commit on top.
-type latest []*Commit
+// history returns those of s's ancestors that are here, how many children each has among them, and whether they are all
+// of them.
+func (s *Snapshot) history() (commits map[plumbing.Hash]*object.Commit, children map[plumbing.Hash]int, complete bool) {
+	commits, children, complete = map[plumbing.Hash]*object.Commit{}, map[plumbing.Hash]int{}, true
+	for todo := []plumbing.Hash{s.commit}; len(todo) > 0; {
+		h := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if commits[h] != nil {
+			continue
+		}
+		c, err := s.object(h)
+		if err != nil {
+			complete = false
+			continue
+		}
+		commits[h] = c
+		for _, p := range c.ParentHashes {
+			children[p]++
+			todo = append(todo, p)
+		}
+	}
+	return commits, children, complete
+}
 
-func (l latest) Len() int           { return len(l) }
-func (l latest) Less(i, j int) bool { return l[i].When.After(l[j].When) }
-func (l latest) Swap(i, j int)      { l[i], l[j] = l[j], l[i] }
-func (l *latest) Push(c any)        { *l = append(*l, c.(*Commit)) }
+func (s *Snapshot) object(h plumbing.Hash) (*object.Commit, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return object.GetCommit(s.objects, h)
+}
 
-func (l *latest) Pop() any {
-	old := *l
-	c := old[len(old)-1]
-	*l = old[:len(old)-1]
-	return c
+// commitOf returns c, which was fetched as one of the generations below root.
+func (s *Snapshot) commitOf(c *object.Commit, root plumbing.Hash, generations int) *Commit {
+	at := *s
+	at.commit, at.tree, at.root, at.generations = c.Hash, c.TreeHash, root, generations
+	commit := &Commit{
+		Hash: c.Hash.String(), Message: c.Message, When: c.Committer.When,
+		Author:    Signature{Name: c.Author.Name, Email: c.Author.Email},
+		Committer: Signature{Name: c.Committer.Name, Email: c.Committer.Email},
+		found:     s, at: &at,
+	}
+	for _, p := range c.ParentHashes {
+		commit.Parents = append(commit.Parents, p.String())
+	}
+	return commit
+}
+
+// Files returns the contents of those of paths that are regular files at this commit. What is not here yet is fetched in
+// one round trip.
+//
+// A file of more than 1 MiB fails inside an [fs.PathError]. ErrMoved means that the contents are no longer to be had
+// because the branch has moved on.
+func (c *Commit) Files(ctx context.Context, paths []string) (map[string][]byte, error) {
+	ctx, cancel := deadline(ctx)
+	defer cancel()
+	var regular []string
+	for _, p := range paths {
+		_, ok, err := c.at.find(p)
+		if err != nil && !errors.Is(err, ErrNotRegular) {
+			return nil, c.found.unread(ctx, "read files of", err)
+		}
+		if ok && err == nil {
+			regular = append(regular, p)
+		}
+	}
+	files, err := c.at.files(ctx, regular)
+	if err != nil {
+		return nil, c.found.unread(ctx, "read files of", err)
+	}
+	return files, nil
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/object"
 	"github.com/go-git/go-git/v5/plumbing/protocol/packp"
 	"github.com/go-git/go-git/v5/plumbing/protocol/packp/capability"
+	"github.com/go-git/go-git/v5/plumbing/transport"
 	"github.com/go-git/go-git/v5/storage/memory"
 
 	"github.com/digestlock/digestlock/internal/fault"
@@ -31,7 +32,9 @@ type Change struct {
 	Author    Signature
 	Committer Signature // the zero value means Author
 	When      time.Time // of both; its location is recorded too
-	// Mark moves the branch's mark along, see [Snapshot.Marked]. A server that refuses it has the commit all the same.
+
+	// Mark moves the branch's mark, the ref refs/digestlock/<branch>, to the new commit too: both or none, where the
+	// server can do that. A server that takes the branch and refuses the mark is no error, see [Remote.MarkRefused].
 	Mark bool
 	// Sign returns an armored signature of a commit object; nil leaves the commit unsigned.
 	Sign func(payload []byte) (string, error)
@@ -228,65 +231,104 @@ func (e editor) add(o interface {
 	return e.objects.SetEncodedObject(encoded)
 }
 
-// unmarkedTime is how long a server that refused a mark is offered none: it may have been a matter of the moment, and
-// each refusal costs a push twice.
-const unmarkedTime = time.Hour
-
 // push sends the objects and asks for the branch to move from s to commit. What came of it is decided by where the
 // branch is afterwards, never by what an error says.
 func (s *Snapshot) push(ctx context.Context, commit plumbing.Hash, objects *memory.Storage, mark bool) error {
-	mark = mark && time.Since(time.Unix(0, s.remote.unmarked.Load())) > unmarkedTime
+	mark = mark && s.remote.MarkRefused() == nil
 	err := s.send(ctx, commit, objects, mark)
 	if err == nil || ctx.Err() != nil || errors.Is(err, ErrMoved) {
 		return err
 	}
-	switch tip, lost := s.remote.tip(ctx, s); {
+	refused, _ := errors.AsType[*refusal](err)
+	if refused != nil {
+		err = fault.New(fault.GitRefused, "allow the pusher to change this branch, or satisfy the rule that the server names",
+			"branch %s was rejected: %w", s.branch.Short(), refused)
+	}
+	tip, at, lost := s.remote.where(ctx, s)
+	switch {
 	case lost != nil:
 		return err
-	case tip == s.commit && mark: // it may be the mark that the server minds
-		if again := s.push(ctx, commit, objects, false); again != nil {
-			return again
-		}
-		s.remote.unmarked.Store(time.Now().UnixNano())
-		return nil
-	case tip == s.commit:
-		return err
-	case tip == commit:
-		return nil
-	default:
+	case tip != s.commit && tip != commit:
 		return ErrMoved
+	case tip == s.commit && (!mark || refused == nil):
+		return err
+	case tip == s.commit: // because of the mark, perhaps
+		if err := s.push(ctx, commit, objects, false); err != nil {
+			return err
+		}
 	}
+	// A mark that somebody else has moved since may be free to move the next time.
+	if mark && refused != nil && at == s.mark {
+		s.remote.refuseMark(s.branch, refused)
+	}
+	return nil
 }
 
+// send asks for the branch to move from s to commit, and for its mark to move there with it, or after it where the server
+// cannot move both or none: a mark must never stand at a commit that the branch did not get.
 func (s *Snapshot) send(ctx context.Context, commit plumbing.Hash, objects *memory.Storage, mark bool) error {
-	ep := s.endpoint
-	session, err := s.remote.receivePack(ctx, &ep)
+	session, refs, err := s.receiver(ctx)
 	if err != nil {
 		return err
 	}
 	defer session.Close()
-	refs, err := session.AdvertisedReferencesContext(ctx)
-	if err != nil {
-		return err
-	}
 	if refs.References[s.branch.String()] != s.commit {
 		return ErrMoved
 	}
+	req := packp.NewReferenceUpdateRequestFromCapabilities(refs.Capabilities)
+	req.Commands = []*packp.Command{{Name: s.branch, Old: s.commit, New: commit}}
+	together := mark && refs.Capabilities.Supports(capability.Atomic)
+	if together {
+		must(req.Capabilities.Set(capability.Atomic))
+		req.Commands = append(req.Commands, s.markTo(commit, refs))
+	}
+	if err := exchange(ctx, session, refs, req, objects); err != nil || together || !mark {
+		return err
+	}
+	return s.sendMark(ctx, commit)
+}
+
+func (s *Snapshot) sendMark(ctx context.Context, commit plumbing.Hash) error {
+	session, refs, err := s.receiver(ctx)
+	if err != nil {
+		return err
+	}
+	defer session.Close()
+	req := packp.NewReferenceUpdateRequestFromCapabilities(refs.Capabilities)
+	req.Commands = []*packp.Command{s.markTo(commit, refs)}
+	return exchange(ctx, session, refs, req, memory.NewStorage())
+}
+
+func (s *Snapshot) markTo(commit plumbing.Hash, refs *packp.AdvRefs) *packp.Command {
+	name := markName(s.branch)
+	return &packp.Command{Name: name, Old: refs.References[name.String()], New: commit}
+}
+
+// receiver opens a session to push in, which the caller closes.
+func (s *Snapshot) receiver(ctx context.Context) (transport.ReceivePackSession, *packp.AdvRefs, error) {
+	ep := s.endpoint
+	session, err := s.remote.receivePack(ctx, &ep)
+	if err != nil {
+		return nil, nil, err
+	}
+	refs, err := session.AdvertisedReferencesContext(ctx)
+	if err != nil {
+		_ = session.Close()
+		return nil, nil, err
+	}
+	return session, refs, nil
+}
+
+// exchange sends req with the objects, and returns a *refusal when the server says that it did not do all of it.
+func exchange(ctx context.Context, session transport.ReceivePackSession, refs *packp.AdvRefs, req *packp.ReferenceUpdateRequest, objects *memory.Storage) error {
 	pack, err := pack(objects)
 	if err != nil {
 		return err
 	}
 	var words tail
-	req := packp.NewReferenceUpdateRequestFromCapabilities(refs.Capabilities)
 	if refs.Capabilities.Supports(capability.Sideband64k) {
 		must(req.Capabilities.Set(capability.Sideband64k))
 		req.Progress = &words
-	}
-	req.Commands = []*packp.Command{{Name: s.branch, Old: s.commit, New: commit}}
-	// A mark without its commit would say that somebody took the commit back.
-	if name := markOf(s.branch); mark && refs.Capabilities.Supports(capability.Atomic) {
-		must(req.Capabilities.Set(capability.Atomic))
-		req.Commands = append(req.Commands, &packp.Command{Name: name, Old: refs.References[name.String()], New: commit})
 	}
 	req.Packfile = io.NopCloser(pack)
 	report, err := session.ReceivePack(ctx, req)
@@ -296,11 +338,17 @@ func (s *Snapshot) send(ctx context.Context, commit plumbing.Hash, objects *memo
 		}
 		return err
 	}
-	return s.rejection(report, words.String())
+	return rejection(report, words.String())
 }
 
-// rejection returns what the server said against the push, or nil.
-func (s *Snapshot) rejection(report *packp.ReportStatus, words string) error {
+// refusal is why the server did not do all of a push.
+type refusal struct{ reason string }
+
+func (e *refusal) Error() string { return e.reason }
+
+// rejection returns what the server said against the push, or nil. Where all is refused because of one, the last says
+// why: the mark comes after the branch.
+func rejection(report *packp.ReportStatus, words string) error {
 	if report.Error() == nil {
 		return nil
 	}
@@ -313,8 +361,7 @@ func (s *Snapshot) rejection(report *packp.ReportStatus, words string) error {
 	if words != "" {
 		reason += ": " + words
 	}
-	return fault.New(fault.GitRefused, "allow the pusher to change this branch, or satisfy the rule that the server names",
-		"branch %s was rejected: %s", s.branch.Short(), reason)
+	return &refusal{reason}
 }
 
 // pack encodes the objects in a stable order and without deltas: there is nothing to gain with a handful of small ones.

@@ -33,13 +33,23 @@ type Snapshot struct {
 	branch   plumbing.ReferenceName
 	commit   plumbing.Hash
 	tree     plumbing.Hash
+	mark     plumbing.Hash // where the branch's mark stood; zero for nowhere
 	caps     *capability.List
-	partial  bool          // fetched without file contents
-	maxBytes int64         // of what is fetched at once, inflated
-	mark     plumbing.Hash // where the branch's mark was; zero for none
+	partial  bool  // fetched without file contents
+	maxBytes int64 // of what is fetched at once, inflated
 
-	mu      *sync.Mutex // guards what follows; snapshots of one history share both
+	// What commit was fetched with: as one of so many generations below root, which the server advertised.
+	root        plumbing.Hash
+	generations int
+
+	*store
+}
+
+// store is what was fetched so far, shared by the snapshots of one branch at one commit and those of its ancestors.
+type store struct {
+	mu      sync.Mutex // guards what follows
 	objects *memory.Storage
+	depth   int // how many generations of the branch are here
 }
 
 func newSnapshot(r *Remote, branch plumbing.ReferenceName, tip plumbing.Hash, caps *capability.List) *Snapshot {
@@ -48,8 +58,8 @@ func newSnapshot(r *Remote, branch plumbing.ReferenceName, tip plumbing.Hash, ca
 		remote: r, branch: branch, commit: tip, caps: caps,
 		partial:  wants && caps.Supports(capability.Filter),
 		maxBytes: maxInflated,
-		mu:       new(sync.Mutex),
-		objects:  memory.NewStorage(),
+		root:     tip, generations: 1,
+		store: &store{objects: memory.NewStorage(), depth: 1},
 	}
 }
 
@@ -68,13 +78,18 @@ func (s *Snapshot) Files(ctx context.Context, paths []string) (map[string][]byte
 	ctx, cancel := deadline(ctx)
 	defer cancel()
 	files, err := s.files(ctx, paths)
-	if err == nil {
-		return files, nil
+	if err != nil {
+		return nil, s.unread(ctx, "read files of", err)
 	}
+	return files, nil
+}
+
+// unread explains why something could not be read: often the branch has moved on.
+func (s *Snapshot) unread(ctx context.Context, doing string, err error) error {
 	if _, ok := errors.AsType[*fs.PathError](err); !ok && ctx.Err() == nil && s.remote.moved(ctx, s) {
 		err = ErrMoved
 	}
-	return nil, s.remote.explain(ctx, "read files of", err)
+	return s.remote.explain(ctx, doing, err)
 }
 
 func (s *Snapshot) files(ctx context.Context, paths []string) (map[string][]byte, error) {

@@ -220,6 +220,30 @@ func TestGitrepo(t *testing.T) {
 	f.git(t, f.dir, "fsck", "--strict")
 }
 
+// TestMark: the companion keeps its own ref beside the branch.
+func TestMark(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	f.commit(t, "seed", seed())
+	r, err := gitrepo.Open(f.url, gitrepo.Auth{CA: []byte(f.ca)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := r.Read(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := change("new")
+	c.Mark = true
+	commit, err := s.Push(t.Context(), c)
+	if err != nil || r.MarkRefused() != nil {
+		t.Fatal(err, r.MarkRefused())
+	}
+	if got := f.git(t, f.dir, "rev-parse", "main", "refs/digestlock/main"); got != commit+"\n"+commit {
+		t.Errorf("main and mark = %q, want %s", got, commit)
+	}
+}
+
 func change(name string) gitrepo.Change {
 	return gitrepo.Change{
 		Files: map[string][]byte{name: []byte(name)}, Message: "add " + name,
