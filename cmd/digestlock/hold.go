@@ -148,7 +148,8 @@ func edited(was, now lock.Pin) string {
 	} else {
 		b.WriteString("  digest  " + now.Digest + ", was " + was.Digest + "\n")
 	}
-	before, after := holding(was.Hold), holding(now.Hold)
+	whole := func(digest string) string { return digest }
+	before, after := holding(was.Hold, whole), holding(now.Hold, whole)
 	b.WriteString("  hold    " + after)
 	if before != after {
 		b.WriteString("\n          was: " + before)
@@ -166,14 +167,14 @@ func next(file, image string, same, dryRun bool) string {
 	return "wrote " + file + "\nnext:   git commit " + shellQuote(file) + " && git push\n"
 }
 
-// holding says in words what a hold does.
-func holding(h *lock.Hold) string {
+// holding says in words what a hold does, with the digest as given.
+func holding(h *lock.Hold, digest func(string) string) string {
 	if h == nil {
 		return "none, it follows its tag"
 	}
 	text := "stays there whatever its tag does"
 	if h.Rejected != "" {
-		text = "keeps out " + h.Rejected
+		text = "keeps out " + digest(h.Rejected)
 	}
 	if !h.Until.IsZero() {
 		text += ", until " + stamp(h.Until)

@@ -14,6 +14,7 @@ func program() cli.Program {
 			{Name: "explain", Short: "say which digest each image of an overlay gets, and why", Run: explain},
 			{Name: "hold", Short: "keep an image of a lock where it is, or where it was", Run: hold},
 			{Name: "release", Short: "let a held image of a lock follow its tag again", Run: release},
+			{Name: "history", Short: "say when each digest of a lock was adopted, by which commit, and who took it back", Run: showHistory},
 			{Name: "verify", Short: "check the locks of overlays; what CI runs on a pull request", Run: verify},
 			{Name: "doctor", Short: "check all that a render needs, registry to socket, and say what to mend", Run: doctor},
 			{Name: "serve", Short: "run the resolver: cached registry look-ups, pin ledger, flush", Run: serve},

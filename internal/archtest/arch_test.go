@@ -16,7 +16,7 @@ const module = "github.com/digestlock/digestlock/"
 // ours lists which packages of this module a package may import. One that is missing here may import none; one that
 // nobody may import is a command or a leaf nobody needs. Cmd → plugin, companion, daemon → door → leaves, and never back.
 var ours = map[string][]string{
-	"cmd/digestlock":                   {"internal/access", "internal/api", "internal/cache", "internal/cli", "internal/credentials", "internal/daemon", "internal/demo", "internal/door", "internal/fault", "internal/image", "internal/lock", "internal/registry", "internal/remotebase", "internal/render", "plugin"},
+	"cmd/digestlock":                   {"internal/access", "internal/api", "internal/cache", "internal/cli", "internal/credentials", "internal/daemon", "internal/demo", "internal/door", "internal/fault", "internal/history", "internal/image", "internal/lock", "internal/registry", "internal/remotebase", "internal/render", "plugin"},
 	"cmd/docker-credential-digestlock": {"internal/cloud"},
 	"cmd/digestlock-companion":         {"internal/api", "internal/cli", "internal/companion", "internal/fault", "internal/gitrepo"},
 
@@ -40,6 +40,7 @@ var ours = map[string][]string{
 	"internal/githubapp":   {"internal/fault", "internal/rest"},
 	"internal/gitrepo":     {"internal/fault"},
 	"internal/gittest":     {"internal/gitrepo"},
+	"internal/history":     {"internal/fault", "internal/lock"},
 	"internal/hook":        {"internal/image"},
 	"internal/lock":        {"internal/fault", "internal/image"},
 	"internal/pin":         {"internal/fault", "internal/image"},

@@ -74,6 +74,7 @@ const (
 	GitBranch      Code = "git-branch"
 	GitRefused     Code = "git-refused" // a push that a rule of the server forbids
 	GitUnavailable Code = "git-unavailable"
+	GitHistory     Code = "git-history" // of a checkout, that cannot be read
 )
 
 // Unexpected is an error that nobody thought of: no file, no network, a bug.
