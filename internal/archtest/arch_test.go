@@ -23,6 +23,8 @@ var ours = map[string][]string{
 	"bench":       {"examples", "internal/api", "internal/cli", "internal/image", "internal/lock", "internal/pin", "internal/registrytest", "internal/render"},
 	"bench/plain": {"internal/render"},
 
+	"internal/forge/ensure": {"internal/fault", "internal/forge", "internal/gitrepo"},
+
 	"plugin":             {"internal/checkout", "internal/fault", "internal/image", "internal/lock", "internal/pin", "internal/render"},
 	"internal/companion": {"internal/fault", "internal/gitrepo", "internal/image", "internal/lock"},
 	"internal/daemon":    {"internal/access", "internal/api", "internal/cache", "internal/door", "internal/fault", "internal/image", "internal/lock"},

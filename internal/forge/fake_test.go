@@ -166,6 +166,10 @@ func (f *fake) create(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if p.Head == "none" { // as Gitea answers; GitHub does when the token may only read
+		f.refuse(w, http.StatusNotFound, "not found")
+		return
+	}
 	if p.Head == "same" {
 		f.empty(w, p)
 		return

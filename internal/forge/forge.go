@@ -83,6 +83,9 @@ func (f *Forge) Ensure(ctx context.Context, r Request) (page string, created boo
 			return page, true, nil
 		}
 		err = fmt.Errorf("open a request from %q to %q: %w", r.Head, r.Base, err)
+		if rest.Status(err) == http.StatusNotFound { // the repository was there a moment ago
+			err = fault.New(fault.GitAccess, "check that both branches are there, and that the token may write", "%w", err)
+		}
 		// Somebody else may have been faster, which forges tell in different ways: what counts is what is there.
 		if s := rest.Status(err); s != http.StatusConflict && s != http.StatusUnprocessableEntity {
 			return "", false, err

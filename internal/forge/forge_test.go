@@ -177,6 +177,11 @@ func TestEnsureFails(t *testing.T) {
 		check(t, "no commits", err, fault.GitRefused, `open a request from "same" to "main": POST `, "satisfy the rule")
 		check(t, "no commits", err, fault.GitRefused, "No commits between main and same", "satisfy the rule")
 
+		none := request
+		none.Head = "none"
+		_, _, err = f.open(t).Ensure(t.Context(), none)
+		check(t, "no branch", err, fault.GitAccess, `open a request from "none" to "main": POST `, "check that both branches are there")
+
 		stranger := func(context.Context) (string, error) { return "s3cret", nil }
 		wrong, err := forge.New(f.kind, f.url(), "", stranger, f.server.Client())
 		if err != nil {
