@@ -33,6 +33,7 @@ var ours = map[string][]string{
 
 	// Leaves. An arrow between two of them is here because one speaks in terms of the other.
 	"internal/access":      {"internal/fault", "internal/image"},
+	"internal/argocd":      {"internal/fault"},
 	"internal/api":         {"internal/fault", "internal/image", "internal/lock"},
 	"internal/cache":       {"internal/image"},
 	"internal/cli":         {"internal/fault"},
@@ -79,7 +80,13 @@ var theirs = map[string][]string{
 	"go.yaml.in/yaml":                                      {"internal/access", "internal/lock", "internal/pin", "internal/render"},
 	"github.com/prometheus/client_golang":                  {"cmd/digestlock", "cmd/digestlock-companion", "internal/cache", "internal/companion", "internal/daemon", "internal/door", "internal/registry"},
 	"github.com/cenkalti/backoff":                          {"internal/companion", "internal/registry", "internal/rest"},
-	"k8s.io/client-go":                                     {},
+	"k8s.io/client-go":                                     {"internal/argocd"},
+	"k8s.io/api":                                           {"internal/argocd"},
+	"k8s.io/apimachinery":                                  {"internal/argocd"},
+	"k8s.io/klog":                                          {"internal/argocd"},
+	"k8s.io/utils":                                         {"internal/argocd"},
+	"github.com/go-logr":                                   {"internal/argocd"},
+	"github.com/gobwas/glob":                               {"internal/argocd"},
 	"testing":                                              {"internal/gittest"},
 }
 

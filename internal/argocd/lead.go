@@ -1,0 +1,83 @@
+package argocd
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+)
+
+// Kubernetes' own figures: another leads at the latest 17 s after a leader died, and a leader that cannot reach the
+// API server stops 5 s before that.
+const (
+	leaseDuration = 15 * time.Second
+	renewDeadline = 10 * time.Second
+	retryPeriod   = 2 * time.Second
+)
+
+// Lead calls run whenever the process that calls itself identity holds the lease, as one of all that share the Argo
+// CD. The context of run ends when the lease is lost, and Lead waits for run before it tries again. It returns nil
+// when ctx has ended or run returns before it has to; the lease is given up then, but not before run has returned, so
+// that there are never two. The error is about identity.
+func (c *Cluster) Lead(ctx context.Context, identity string, run func(ctx context.Context)) error {
+	for ctx.Err() == nil {
+		done, err := c.lead(ctx, identity, run)
+		if done || err != nil {
+			return err
+		}
+		c.log.Warn("lost the lease", "identity", identity)
+	}
+	return nil
+}
+
+// lead is done unless the lease was lost.
+func (c *Cluster) lead(ctx context.Context, identity string, run func(ctx context.Context)) (done bool, err error) {
+	led := make(chan context.Context, 1)
+	elector, err := c.elector(identity, func(leading context.Context) { led <- leading })
+	if err != nil {
+		return false, fmt.Errorf("lead as %q: %w", identity, err)
+	}
+	// The election outlives ctx until run has returned: it gives the lease up as soon as its own context ends.
+	election, stop := context.WithCancel(context.WithoutCancel(c.logged(ctx)))
+	waiting := context.AfterFunc(ctx, stop)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		elector.Run(election)
+	}()
+	defer func() {
+		stop()
+		<-ended
+	}()
+	select {
+	case <-ended:
+		return false, nil
+	case leading := <-led:
+		if !waiting() {
+			return true, nil // ctx ended in this instant
+		}
+		leading, cancel := context.WithCancel(leading)
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		run(leading)
+		return leading.Err() == nil, nil
+	}
+}
+
+func (c *Cluster) elector(identity string, started func(leading context.Context)) (*leaderelection.LeaderElector, error) {
+	return leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock: &resourcelock.LeaseLock{
+			LeaseMeta:  metav1.ObjectMeta{Namespace: c.namespace, Name: component},
+			Client:     c.kube.CoordinationV1(),
+			LockConfig: resourcelock.ResourceLockConfig{Identity: identity},
+		},
+		LeaseDuration:   leaseDuration,
+		RenewDeadline:   renewDeadline,
+		RetryPeriod:     retryPeriod,
+		ReleaseOnCancel: true,
+		Callbacks:       leaderelection.LeaderCallbacks{OnStartedLeading: started, OnStoppedLeading: func() {}},
+	})
+}
