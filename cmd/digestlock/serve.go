@@ -25,6 +25,7 @@ import (
 	"github.com/digestlock/digestlock/internal/door"
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/registry"
+	"github.com/digestlock/digestlock/internal/shared"
 )
 
 const serveUsage = `[FLAGS]
@@ -40,6 +41,9 @@ On both:        POST /flush?image=registry.example.com/team/app:latest (repeatab
                 bearer token, or with a token of an issuer that --oidc-config trusts; see "digestlock flush --help"`
 
 const tokensHint = "put at least one token into the file, for example with: openssl rand -hex 32"
+
+// negativeTTL is how long "not found" and "unauthorized" are remembered.
+const negativeTTL = 10 * time.Second
 
 func serve(ctx context.Context, env cli.Env, args []string) error {
 	flags := cli.NewFlags("digestlock serve", serveUsage)
@@ -57,6 +61,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	size := flags.Int("cache-size", 10_000, "references to remember")
 	timeout := flags.Duration("lookup-timeout", 10*time.Second, "give a registry this long for one reference")
 	registries := registryFlags(flags)
+	redis := redisFlags(flags)
 	var where credentials.Options
 	credentialsFlags(flags, &where)
 	level := slog.LevelInfo
@@ -112,14 +117,25 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
 	registries.Keychain, registries.Timeout, registries.Registerer = keychain, *timeout, metrics
-	lookups := cache.New(
-		registry.New(*registries),
-		cache.Options{
-			Size: *size, TTL: *ttl, StaleIfError: *stale, Timeout: *timeout + 5*time.Second, Registerer: metrics,
-			StaleWhileRevalidate: *revalidate, RefreshWindow: *window,
-		},
-	)
+	o := cache.Options{
+		Size: *size, TTL: *ttl, NegativeTTL: negativeTTL, StaleIfError: *stale, Timeout: *timeout + 5*time.Second, Registerer: metrics,
+		StaleWhileRevalidate: *revalidate, RefreshWindow: *window,
+	}
+	var backend cache.Resolver = registry.New(*registries)
+	together, err := redis.open(backend, o, log, metrics)
+	if err != nil {
+		return err
+	}
+	if together != nil {
+		defer together.Close()
+		backend, o.Forget = together, together.Forget
+		o.Timeout += shared.MaxWait
+	}
+	lookups := cache.New(backend, o)
 	defer lookups.Close()
+	if together != nil {
+		together.Follow(lookups.Drop)
+	}
 	unix, err := listenUnix(*socket)
 	if err != nil {
 		return err

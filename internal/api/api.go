@@ -118,14 +118,15 @@ func (r Result) resolution(ref image.Ref) image.Resolution {
 	out := image.Resolution{Ref: ref, Digest: r.Digest, At: r.ResolvedAt, Stale: r.Stale, Cached: r.Cached}
 	switch {
 	case r.Error != nil:
-		out.Digest, out.Err = "", r.Error.err()
+		out.Digest, out.Err = "", r.Error.Err()
 	case !image.IsDigest(r.Digest):
 		out.Digest, out.Err = "", errors.New("the resolver answered without a digest")
 	}
 	return out
 }
 
-func (p *Problem) err() error {
+// Err is the way back from [ToProblem].
+func (p *Problem) Err() error {
 	e := &problemError{text: p.Message}
 	for _, k := range kinds {
 		if k.name == p.Kind {

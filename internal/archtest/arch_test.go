@@ -16,7 +16,7 @@ const module = "github.com/digestlock/digestlock/"
 // ours lists which packages of this module a package may import. One that is missing here may import none; one that
 // nobody may import is a command or a leaf nobody needs. Cmd → plugin, companion, daemon → door → leaves, and never back.
 var ours = map[string][]string{
-	"cmd/digestlock":                   {"internal/access", "internal/api", "internal/cache", "internal/cli", "internal/credentials", "internal/daemon", "internal/demo", "internal/door", "internal/fault", "internal/history", "internal/image", "internal/lock", "internal/registry", "internal/remotebase", "internal/render", "plugin"},
+	"cmd/digestlock":                   {"internal/access", "internal/api", "internal/cache", "internal/cli", "internal/credentials", "internal/daemon", "internal/demo", "internal/door", "internal/fault", "internal/history", "internal/image", "internal/lock", "internal/registry", "internal/remotebase", "internal/render", "internal/shared", "plugin"},
 	"cmd/docker-credential-digestlock": {"internal/cloud"},
 	"cmd/digestlock-companion":         {"internal/api", "internal/cli", "internal/companion", "internal/fault", "internal/gitrepo"},
 
@@ -51,6 +51,7 @@ var ours = map[string][]string{
 	"internal/remotebase":  {"internal/fault", "internal/gitrepo", "internal/netaddr"},
 	"internal/render":      {"internal/fault", "internal/remotebase"},
 	"internal/rest":        {"internal/fault"},
+	"internal/shared":      {"internal/api", "internal/cache", "internal/image"},
 }
 
 // theirs lists who may import a module of somebody else's that has exactly one door. Prefixes match whole elements.
@@ -66,6 +67,7 @@ var theirs = map[string][]string{
 	"github.com/google/go-containerregistry/pkg/name":      {"internal/registry"},
 	"github.com/google/go-containerregistry/pkg/registry":  {"internal/registrytest"},
 	"github.com/hashicorp/golang-lru":                      {"internal/cache"},
+	"github.com/redis/go-redis":                            {"internal/shared"},
 	"github.com/coreos/go-oidc":                            {"internal/access"},
 	"github.com/go-jose":                                   {"internal/accesstest"},
 	"github.com/golang-jwt":                                {"internal/githubapp"},
@@ -78,7 +80,7 @@ var theirs = map[string][]string{
 	"golang.org/x/term":                                    {"internal/cli"},
 	"github.com/creack/pty":                                {},
 	"go.yaml.in/yaml":                                      {"internal/access", "internal/lock", "internal/pin", "internal/render"},
-	"github.com/prometheus/client_golang":                  {"cmd/digestlock", "cmd/digestlock-companion", "internal/cache", "internal/companion", "internal/daemon", "internal/door", "internal/registry"},
+	"github.com/prometheus/client_golang":                  {"cmd/digestlock", "cmd/digestlock-companion", "internal/cache", "internal/companion", "internal/daemon", "internal/door", "internal/registry", "internal/shared"},
 	"github.com/cenkalti/backoff":                          {"internal/companion", "internal/registry", "internal/rest"},
 	"k8s.io/client-go":                                     {"internal/argocd"},
 	"k8s.io/api":                                           {"internal/argocd"},

@@ -45,6 +45,9 @@ type Options struct {
 	// shortly before its TTL ends; default never.
 	RefreshWindow time.Duration
 
+	// Forget makes the backend forget too, if it remembers answers. It is called before a flush looks anything up.
+	Forget func([]image.Target)
+
 	Registerer prometheus.Registerer
 }
 
@@ -262,7 +265,9 @@ func (c *Cache) fly(flights []*flight) {
 	defer c.mu.Unlock()
 	for i, f := range flights {
 		r := results[i]
-		r.At = at
+		if r.At.IsZero() || r.At.After(at) {
+			r.At = at
+		}
 		c.land(f, r)
 	}
 }
@@ -334,6 +339,7 @@ type Flushed struct {
 // way cannot bring the old digest back. An answer that cannot be had is in the Resolution's Err, and the reference
 // stays forgotten: no stale answer is used. Of several scopes' answers the first with a digest is returned.
 func (c *Cache) Flush(ctx context.Context, targets []image.Target) []Flushed {
+	c.forgetBelow(targets)
 	out, scopes := c.forget(targets)
 	for i := range scopes {
 		if scopes[i] == nil {
@@ -347,6 +353,7 @@ func (c *Cache) Flush(ctx context.Context, targets []image.Target) []Flushed {
 // Invalidate forgets as [Cache.Flush] does and waits for nothing. It begins to ask again for those references that were
 // remembered or being looked up, which it returns: what is said about an image that nobody uses costs no request.
 func (c *Cache) Invalidate(targets []image.Target) []image.Ref {
+	c.forgetBelow(targets)
 	out, scopes := c.forget(targets)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -358,6 +365,17 @@ func (c *Cache) Invalidate(targets []image.Target) []image.Ref {
 		}
 	}
 	return refs
+}
+
+// Drop forgets as [Cache.Flush] does, without telling the backend, and asks nobody: the flush is another process's.
+func (c *Cache) Drop(targets []image.Target) { c.forget(targets) }
+
+// forgetBelow makes the backend forget. It comes before [Cache.forget], which disowns the look-ups that began meanwhile
+// and may have met what the backend knew.
+func (c *Cache) forgetBelow(targets []image.Target) {
+	if c.o.Forget != nil {
+		c.o.Forget(targets)
+	}
 }
 
 // resolveAgain resolves each of out in its scopes, and sets its Resolution to that of the first scope that has a digest.

@@ -323,3 +323,54 @@ func TestInvalidate(t *testing.T) {
 		}
 	})
 }
+
+// TestBackendThatRemembers: an answer is as old as the backend says, and a flush empties the backend before the cache
+// asks it again.
+func TestBackendThatRemembers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		digest, at, asked := old, time.Now(), 0
+		c := New(resolverFunc(func(refs []image.Ref) []image.Resolution {
+			asked++
+			return []image.Resolution{{Ref: refs[0], Digest: digest, At: at}}
+		}), Options{TTL: time.Minute, Forget: func(targets []image.Target) {
+			if len(targets) != 1 {
+				t.Errorf("%d targets, want 1", len(targets))
+			}
+			digest, at = cur, time.Now()
+		}})
+		defer c.Close()
+		time.Sleep(40 * time.Second)
+		for _, want := range []int{1, 1, 2} {
+			if r := one(t.Context(), t, c); !r.At.Equal(at) || asked != want {
+				t.Errorf("answer of %v after %d lookups, want %v after %d", r.At, asked, at, want)
+			}
+			time.Sleep(15 * time.Second)
+		}
+		target := image.Target{Ref: ref(t, server)}
+		if f := c.Flush(t.Context(), []image.Target{target}); f[0].Digest != cur {
+			t.Errorf("flushed to %s, want %s", f[0].Digest, cur)
+		}
+		digest = old
+		c.Invalidate([]image.Target{target})
+		synctest.Wait()
+		if r := one(t.Context(), t, c); r.Digest != cur {
+			t.Errorf("invalidated to %s, want %s", r.Digest, cur)
+		}
+		before := asked
+		c.Drop([]image.Target{target})
+		synctest.Wait()
+		if asked != before {
+			t.Error("Drop asks")
+		}
+		if one(t.Context(), t, c); asked != before+1 {
+			t.Error("what was dropped is still remembered")
+		}
+	})
+}
+
+type resolverFunc func([]image.Ref) []image.Resolution
+
+func (f resolverFunc) Resolve(_ context.Context, _ string, refs []image.Ref) []image.Resolution {
+	return f(refs)
+}

@@ -6,11 +6,15 @@ import (
 	"time"
 )
 
+// DueFrom is the share of its TTL after which an entry in use is looked up again. A backend that remembers answers must
+// not give one that is older.
+const DueFrom = 0.90
+
 const (
 	// An entry in use is due between these shares of its TTL. Two lookups of a reference are thus never closer than the
 	// first; the spread keeps references that were first asked for together from being due together for ever; and what
 	// the second leaves is for noticing that an entry is due, and for the answer.
-	dueFrom, dueTo = 0.90, 0.95
+	dueFrom, dueTo = DueFrom, 0.95
 	// looksPerTTL is how often a TTL the cache looks for entries that are due.
 	looksPerTTL = 40
 	// refreshBatch is how many references of a registry are refreshed in one call of the backend: few enough for a
