@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -12,10 +13,14 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cli"
 	"github.com/digestlock/digestlock/internal/companion"
+	"github.com/digestlock/digestlock/internal/door"
+	"github.com/digestlock/digestlock/internal/fanout"
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/gitrepo"
 )
@@ -25,6 +30,9 @@ const usage = `[FLAGS]
 Collects the pins of every resolver replica, asks where the tags stand now, and brings the digest-lock.yaml beside each
 overlay up to date: one commit per repository and branch, and none when no digest changed. It writes to the given
 repositories only, to branches only, and only that file, in directories that hold a kustomization.
+
+At --listen it takes "digestlock flush" and the webhooks of registries for all resolvers, and commits at once. With a bearer
+token: POST /flush, GET /v1/status; with a secret of its sender's: POST /webhook/SENDER; for all: GET /healthz /readyz /metrics.
 
 Exit code with --once: 0 everything is up to date, 1 something could not be done (the rest was), 2 wrong usage.`
 
@@ -43,7 +51,8 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	interval := flags.Duration("interval", time.Minute, "time between cycles")
 	resolver := flags.String("resolver", "", "resolver, http(s)://host:port; a host name with several addresses means all of them")
 	tokenFile := flags.String("resolver-token-file", "", "file with the resolver's bearer token (the first, when it holds several)")
-	listen := flags.String("listen", "", "TCP address for GET /metrics, such as :8086; empty for none")
+	listen := flags.String("listen", "", "TCP address for CI, registries and probes, such as :8086; empty for none")
+	readKeys := door.KeyFlags(flags)
 	repos := flags.StringArray("repo", nil, "repository to write to, URL or URL@branch (repeatable); renders of others are refused")
 	name := flags.String("author-name", "digestlock", "author and committer of commits")
 	email := flags.String("author-email", "digestlock@localhost", "e-mail address of the author")
@@ -76,6 +85,13 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	if *once && *listen != "" {
 		return cli.Usage("leave --listen out, or let the companion run without --once", "--listen: with --once nobody would have the time to ask")
 	}
+	keys, err := readKeys()
+	if err != nil {
+		return err
+	}
+	if *listen == "" && !keys.None() {
+		return cli.Usage("give --listen an address, such as :8086", "--token-file, --oidc-config and --webhook-secrets are for who comes to --listen")
+	}
 	if _, err := api.NewClient(*resolver, ""); err != nil {
 		return cli.Usage("for example: --resolver http://digestlock-resolver:8085", "--resolver: %w", err)
 	}
@@ -91,6 +107,7 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	r := resolvers{address: *resolver, tokenFile: *tokenFile}
 	defer r.close()
 	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	c := companion.New(companion.Options{
 		Replicas:     r.replicas,
 		Repositories: repositories,
@@ -105,15 +122,37 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 		log.Info("cycle done", "commits", len(commits), "complete", err == nil)
 		return err
 	}
-	stop, err := serveMetrics(*listen, metrics)
+	l, err := listenTCP(*listen)
 	if err != nil {
 		return err
 	}
-	defer stop()
 	log.Info("running", "version", buildVersion, "interval", *interval, "repositories", len(repositories))
-	c.Run(ctx, *interval)
+	g, gctx := errgroup.WithContext(ctx)
+	if l != nil {
+		front := fanout.New(fanout.Options{
+			Replicas: r.dial, Loop: c, Status: func() any { return c.Status() }, Keys: keys, Log: log, Metrics: metrics,
+		})
+		g.Go(func() error { return front.Serve(gctx, l) })
+	}
+	g.Go(func() error {
+		c.Run(gctx, *interval)
+		return nil
+	})
+	err = g.Wait()
 	log.Info("stopped")
-	return nil
+	return err
+}
+
+// listenTCP returns nil for the address "".
+func listenTCP(address string) (net.Listener, error) {
+	if address == "" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fault.New(fault.Listen, "give --listen a free address", "%w", err)
+	}
+	return l, nil
 }
 
 // resolvers are the clients of the last cycle.
@@ -122,15 +161,20 @@ type resolvers struct {
 	clients            []*api.Client
 }
 
-// replicas returns a client for each address of the resolver, in place of those that it returned before. The token is
-// read anew, so that it may be rotated.
-func (r *resolvers) replicas(ctx context.Context) ([]companion.Replica, error) {
-	r.close()
+// dial returns a client for each address of the resolver. The token is read anew, so that it may be rotated. It may be
+// called concurrently.
+func (r *resolvers) dial(ctx context.Context) ([]*api.Client, error) {
 	token, err := api.Token(r.tokenFile)
 	if err != nil {
 		return nil, fault.New(fault.SecretFile, "mount the resolver's token file there, readable for this user", "--resolver-token-file: %w", err)
 	}
-	clients, err := api.Replicas(ctx, r.address, token)
+	return api.Replicas(ctx, r.address, token)
+}
+
+// replicas dials for the loop, in place of the clients that it returned before.
+func (r *resolvers) replicas(ctx context.Context) ([]companion.Replica, error) {
+	r.close()
+	clients, err := r.dial(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/digestlock/digestlock/internal/cache"
 	"github.com/digestlock/digestlock/internal/cli"
 	"github.com/digestlock/digestlock/internal/daemon"
+	"github.com/digestlock/digestlock/internal/door"
 	"github.com/digestlock/digestlock/internal/gittest"
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
@@ -47,6 +48,8 @@ func TestScripts(t *testing.T) {
 			"hook":   hook,
 			"render": rendered,
 			"scrape": scrape,
+			"ask":    ask,
+			"move":   move,
 		},
 	})
 }
@@ -99,7 +102,7 @@ func serve(dir string, later func(func()), c *cache.Cache) (address string, err 
 		return "", err
 	}
 	server := daemon.New(daemon.Options{
-		Resolver: c, Ledger: ledger, TokenFile: filepath.Join(dir, "token"), Log: log, Metrics: prometheus.NewRegistry(),
+		Resolver: c, Ledger: ledger, Keys: door.Keys{TokenFile: filepath.Join(dir, "token")}, Log: log, Metrics: prometheus.NewRegistry(),
 	})
 	ctx, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -155,12 +158,18 @@ func of(ts *testscript.TestScript) *surroundings {
 	return ts.Value(surroundingsKey{}).(*surroundings)
 }
 
-// flush moves every tag to $NEXT, and tells the resolver.
-func flush(ts *testscript.TestScript, _ bool, _ []string) {
+// move is move DIGIT: it moves every tag to $NEXT, whose digest is made of that digit, and tells nobody.
+func move(ts *testscript.TestScript, _ bool, args []string) {
 	s := of(ts)
-	next := "sha256:" + strings.Repeat("2", 64)
+	next := "sha256:" + strings.Repeat(args[0], 64)
 	ts.Setenv("NEXT", next)
 	s.registry.set(next)
+}
+
+// flush moves every tag to $NEXT, and tells the resolver.
+func flush(ts *testscript.TestScript, neg bool, _ []string) {
+	move(ts, neg, []string{"2"})
+	s := of(ts)
 	ref, err := image.Parse("ghcr.io/acme/server")
 	ts.Check(err)
 	s.cache.Flush(context.Background(), []image.Target{{Ref: ref}})

@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"net/http"
+	"os"
 	"regexp"
 	"strings"
 	"time"
@@ -33,5 +34,26 @@ func scrape(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	for _, p := range problems {
 		ts.Fatalf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+// ask METHOD PATH TOKEN STATUS [FILE] makes a request with a bearer token and the file's bytes. The answer must have the
+// status, and is then in the file answer.
+func ask(ts *testscript.TestScript, _ bool, args []string) {
+	var body string
+	if len(args) > 4 {
+		body = ts.ReadFile(args[4])
+	}
+	req, err := http.NewRequest(args[0], "http://"+ts.Getenv("LISTEN")+args[1], strings.NewReader(body))
+	ts.Check(err)
+	req.Header.Set("Authorization", "Bearer "+args[2])
+	res, err := http.DefaultClient.Do(req)
+	ts.Check(err)
+	answer, err := io.ReadAll(res.Body)
+	_ = res.Body.Close()
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs("answer"), answer, 0o600))
+	if res.Status[:3] != args[3] {
+		ts.Fatalf("%s %s: %s, want %s\n%s", args[0], args[1], res.Status, args[3], answer)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cli"
 	"github.com/digestlock/digestlock/internal/daemon"
+	"github.com/digestlock/digestlock/internal/door"
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
@@ -110,7 +111,7 @@ const theResolver = "resolver"
 func (c *checkup) files(stateDir, tokenFile string) {
 	if tokenFile != "" {
 		if tokens, err := api.Tokens(tokenFile); err != nil {
-			c.fail(theResolver, "token-file", "", fault.New(fault.SecretFile, tokensHint, "--token-file: %w", err))
+			c.fail(theResolver, "token-file", "", fault.New(fault.SecretFile, door.TokensHint, "--token-file: %w", err))
 		} else {
 			c.ok(theResolver, "token-file", "%s has %d", tokenFile, len(tokens))
 		}

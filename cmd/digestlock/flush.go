@@ -23,19 +23,21 @@ const flushUsage = `IMAGE... [FLAGS]
 Makes every resolver forget what it knows of the images and ask their registries now, so that a push is visible at once.
 CI runs it after a push. An image without a tag stands for all tags of its repository that a resolver remembers.
 
-Each address of the server's host name is a replica with a cache of its own, and all are asked: name a headless Service.
+The server is best the companion, where there is one: it asks all resolvers, commits at once, and the commits are shown.
+Otherwise it is the resolver: each address of its host name is a replica with a cache of its own, and all are asked: name a
+headless Service.
 Nothing is lost where a flush fails: a replica that missed it asks its registry again by itself once its answer is older
 than its "digestlock serve --ttl", a minute by default.
 
-Who may: the bearer of one of the resolver's tokens (--token-file, or the variable DIGESTLOCK_TOKEN), or of a token of an
-OIDC issuer that the resolver trusts, which is given in the same way, or fetched in GitHub Actions with --oidc.
+Who may: the bearer of one of the server's tokens (--token-file, or the variable DIGESTLOCK_TOKEN), or of a token of an
+OIDC issuer that the server trusts, which is given in the same way, or fetched in GitHub Actions with --oidc.
 docs/flush.md has ready steps for CI.
 
 Exit code: 0 every replica has the new digests, 1 not every replica or image, or none, 2 wrong usage.`
 
 func flush(ctx context.Context, env cli.Env, args []string) error {
 	flags := cli.NewFlags("digestlock flush", flushUsage)
-	servers := flags.StringSlice("server", []string{defaultServer}, "resolver: unix:///path or http(s)://host:port (repeatable)")
+	servers := flags.StringSlice("server", []string{defaultServer}, "companion or resolver: unix:///path or http(s)://host:port (repeatable)")
 	tokenFile := flags.String("token-file", "", "file with the bearer token; without it, the variable DIGESTLOCK_TOKEN is the token")
 	oidc := flags.Bool("oidc", false, "fetch the job's token in GitHub Actions, which needs \"permissions: id-token: write\"")
 	audience := flags.String("audience", "digestlock", "with --oidc: whom the token is for, as the resolver's --oidc-config says")
@@ -85,11 +87,15 @@ func flushToken(ctx context.Context, env cli.Env, file string, oidc bool, audien
 	return cmp.Or(token, strings.TrimSpace(env.Getenv("DIGESTLOCK_TOKEN"))), nil
 }
 
-// flushed is what one replica answered.
+// flushed is what one replica answered. The fields from Resolvers on are a companion's.
 type flushed struct {
-	Replica string        `json:"replica"`
-	Images  []api.Flushed `json:"images"`
-	Error   *api.Problem  `json:"error,omitempty"`
+	Replica   string        `json:"replica"`
+	Images    []api.Flushed `json:"images"`
+	Error     *api.Problem  `json:"error,omitempty"`
+	Resolvers []api.Replica `json:"resolvers,omitzero"`
+	Commits   []api.Commit  `json:"commits,omitzero"`
+	Problem   *api.Problem  `json:"problem,omitempty"` // what the companion could not do
+	Status    string        `json:"status,omitempty"`  // where to ask for the commits that it is still about
 }
 
 // flushAll asks all replicas of the servers at once, and returns their answers sorted by replica. The error is about a
@@ -112,7 +118,10 @@ func flushAll(ctx context.Context, servers []string, token string, images []stri
 		wg.Go(func() {
 			defer c.Close()
 			done, err := c.Flush(ctx, images)
-			out[i] = flushed{Replica: c.String(), Images: append([]api.Flushed{}, done...), Error: api.ToProblem(err)}
+			out[i] = flushed{
+				Replica: c.String(), Images: append([]api.Flushed{}, done.Flushed...), Error: api.ToProblem(err),
+				Resolvers: done.Replicas, Commits: done.Commits, Problem: done.Error, Status: done.Status,
+			}
 		})
 	}
 	wg.Wait()
@@ -129,8 +138,13 @@ func showFlushed(w io.Writer, replicas []flushed, format string) error {
 	var rows []string
 	for _, r := range replicas {
 		if r.Error != nil {
-			rows = append(rows, row("-", r.Replica, "", "", nil, "failed: "+strings.TrimPrefix(r.Error.Message, "resolver "+r.Replica+": ")))
+			rows = append(rows, failed(r.Replica, r.Error))
 			continue
+		}
+		for _, x := range r.Resolvers {
+			if x.Error != nil {
+				rows = append(rows, failed(x.Address, x.Error))
+			}
 		}
 		if len(r.Images) == 0 {
 			rows = append(rows, row("-", r.Replica, "", "", nil, "ok, nothing remembered"))
@@ -149,7 +163,44 @@ func showFlushed(w io.Writer, replicas []flushed, format string) error {
 	for _, r := range rows {
 		_, _ = fmt.Fprintln(t, r)
 	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	return showCommitted(w, replicas)
+}
+
+// showCommitted says what companions made of the flush; nothing for resolvers.
+func showCommitted(w io.Writer, replicas []flushed) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, r := range replicas {
+		if r.Resolvers == nil {
+			continue
+		}
+		_, _ = fmt.Fprintln(t) // ends the columns of what stands above
+		for i, c := range r.Commits {
+			if i == 0 {
+				_, _ = fmt.Fprintln(t, "COMMIT\tREPOSITORY\tBRANCH\tSUBJECT")
+			}
+			_, _ = fmt.Fprintln(t, strings.Join([]string{line(c.Commit[:min(shownCommit, len(c.Commit))]), line(c.Repository), line(c.Branch), line(c.Subject)}, "\t"))
+		}
+		switch {
+		case r.Status != "":
+			_, _ = fmt.Fprintf(t, "%s has not ended its cycle yet, GET %s there says how it goes\n", line(r.Replica), line(r.Status))
+		case len(r.Commits) == 0:
+			_, _ = fmt.Fprintf(t, "%s committed nothing: nothing is new, or it waits for more\n", line(r.Replica))
+		}
+		if r.Problem != nil {
+			_, _ = fmt.Fprintf(t, "%s could not do everything: %s\n", line(r.Replica), line(r.Problem.Message))
+		}
+	}
 	return t.Flush()
+}
+
+// shownCommit is how many characters of a commit tables show.
+const shownCommit = 12
+
+func failed(replica string, p *api.Problem) string {
+	return row("-", replica, "", "", nil, "failed: "+strings.TrimPrefix(p.Message, "resolver "+replica+": "))
 }
 
 // row is a line of the table. What came from a resolver stays in its column.
@@ -173,6 +224,11 @@ func notFlushed(replicas []flushed) error {
 		if r.Error != nil {
 			where, hints = append(where, r.Error.Message), append(hints, r.Error.Hint)
 			continue
+		}
+		for _, x := range r.Resolvers {
+			if x.Error != nil {
+				where, hints = append(where, x.Error.Message), append(hints, x.Error.Hint)
+			}
 		}
 		for _, i := range r.Images {
 			if i.Error != nil {

@@ -1,16 +1,27 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
+	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/digestlock/digestlock/internal/accesstest"
+	"github.com/digestlock/digestlock/internal/api"
+	"github.com/digestlock/digestlock/internal/companion"
+	"github.com/digestlock/digestlock/internal/door"
+	"github.com/digestlock/digestlock/internal/fanout"
 )
 
 type issuerKey struct{}
@@ -72,4 +83,72 @@ func token(ts *testscript.TestScript, _ bool, args []string) {
 		claims[name] = value
 	}
 	ts.Setenv(args[0], (*issuerOf(ts)).Token(claims))
+}
+
+// committer is a companion's loop that pushes one commit in each cycle.
+type committer struct{}
+
+func (committer) Wake() {}
+
+func (committer) Sync(context.Context) ([]companion.Commit, error) {
+	return []companion.Commit{{
+		Repository: "https://git.example.com/k8s.git", Branch: "main", Hash: strings.Repeat("3f2c1ab0", 5), Message: "server: move on\n\nmore\n",
+	}}, nil
+}
+
+// front starts a companion's front door at $COMPANION for the resolvers at $LISTEN and $LISTEN2.
+func front(ts *testscript.TestScript, _ bool, _ []string) {
+	addresses := []string{"http://" + ts.Getenv("LISTEN"), "http://" + ts.Getenv("LISTEN2")}
+	token, err := api.Token(ts.MkAbs("token"))
+	ts.Check(err)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	s := fanout.New(fanout.Options{
+		Replicas: func(context.Context) (out []*api.Client, err error) {
+			for _, a := range addresses {
+				c, err := api.NewClient(a, token)
+				if err != nil {
+					return nil, err
+				}
+				out = append(out, c)
+			}
+			return out, nil
+		},
+		Loop: committer{}, Status: func() any { return nil }, Keys: door.Keys{TokenFile: ts.MkAbs("token")},
+		Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
+	})
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = s.Serve(ctx, l) })
+	ts.Defer(func() {
+		stop()
+		wg.Wait()
+	})
+	ts.Setenv("COMPANION", "http://"+l.Addr().String())
+}
+
+// TestShowCommitted: what a companion has not done is said, and nothing of resolvers. Text of others stays on its line.
+func TestShowCommitted(t *testing.T) {
+	t.Parallel()
+	resolvers := []api.Replica{{Address: "http://r"}}
+	for name, tt := range map[string]struct {
+		replica flushed
+		want    string
+	}{
+		"resolver": {flushed{Replica: "r"}, ""},
+		"not over": {flushed{Replica: "c", Resolvers: resolvers, Status: "/v1/status"}, "\nc has not ended its cycle yet, GET /v1/status there says how it goes\n"},
+		"nothing":  {flushed{Replica: "c", Resolvers: resolvers, Commits: []api.Commit{}}, "\nc committed nothing: nothing is new, or it waits for more\n"},
+		"not all": {
+			flushed{Replica: "c", Resolvers: resolvers, Commits: []api.Commit{{Commit: "3f2c1ab", Branch: "main", Subject: "a\nb\tc"}}, Problem: &api.Problem{Message: "branch x\nis protected"}},
+			"\nCOMMIT   REPOSITORY  BRANCH  SUBJECT\n3f2c1ab  -           main    a b c\nc could not do everything: branch x is protected\n",
+		},
+	} {
+		var out strings.Builder
+		if err := showCommitted(&out, []flushed{tt.replica}); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(tt.want, out.String()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
 }

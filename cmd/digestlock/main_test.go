@@ -49,6 +49,7 @@ func TestScripts(t *testing.T) {
 			"terminal": terminal,
 			"expand":   expand,
 			"flood":    flood,
+			"front":    front,
 			"issuer":   issue,
 			"token":    token,
 			"post":     post,

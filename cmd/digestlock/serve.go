@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -16,8 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	"github.com/digestlock/digestlock/internal/access"
-	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cache"
 	"github.com/digestlock/digestlock/internal/cli"
 	"github.com/digestlock/digestlock/internal/credentials"
@@ -35,12 +32,10 @@ ledger of what was rendered for the companion. It runs in a container of its own
 credentials (DOCKER_CONFIG, --credentials-dir, --cloud-credentials) that the plugin must not have.
 
 On the socket:  POST /v1/resolve
-On TCP:         GET /healthz /readyz /metrics, with a bearer token POST /v1/resolve and GET /v1/pins, and with a secret of
+On TCP:         GET /healthz /readyz /metrics, with a bearer token what is below /v1, for the companion, and with a secret of
                 its sender's POST /webhook/SENDER, see docs/webhooks.md
 On both:        POST /flush?image=registry.example.com/team/app:latest (repeatable; without tag: all tags), with a
                 bearer token, or with a token of an issuer that --oidc-config trusts; see "digestlock flush --help"`
-
-const tokensHint = "put at least one token into the file, for example with: openssl rand -hex 32"
 
 // negativeTTL is how long "not found" and "unauthorized" are remembered.
 const negativeTTL = 10 * time.Second
@@ -49,10 +44,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	flags := cli.NewFlags("digestlock serve", serveUsage)
 	socket := flags.String("socket", strings.TrimPrefix(defaultServer, "unix://"), "unix socket for the plugin; empty for none")
 	listen := flags.String("listen", ":8085", "TCP address for the companion, CI and probes; empty for none")
-	tokenFile := flags.String("token-file", "", "file with bearer tokens, one a line, read again for each request; without it /v1/pins is closed, and /flush too without --oidc-config")
-	oidcConfig := flags.String("oidc-config", "", "file with OIDC issuers and rules that say what their tokens may flush, read again when it changes (docs/flush.md)")
-	webhookSecrets := flags.String("webhook-secrets", "", "directory with a file for each registry that sends webhooks, named like its sender, with secrets, one a line, read again for each event; a sender without one is refused")
-	webhookAudience := flags.String("webhook-audience", "", "audience of the identity tokens that Google's push subscriptions send, for the senders gar and gcr; without it they are refused")
+	readKeys := door.KeyFlags(flags)
 	stateDir := flags.String("state-dir", "/var/lib/digestlock", "directory for the ledger")
 	ttl := flags.Duration("ttl", time.Minute, "use an answer this long without asking the registry again")
 	stale := flags.Duration("stale-if-error", 24*time.Hour, "use an answer this long when the registry cannot be asked; 0 is never")
@@ -85,30 +77,9 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 		return err
 	}
 	log := slog.New(slog.NewJSONHandler(env.Stderr, &slog.HandlerOptions{Level: level}))
-	if *tokenFile != "" {
-		if _, err := api.Tokens(*tokenFile); err != nil {
-			return fault.New(fault.SecretFile, tokensHint, "--token-file: %w", err)
-		}
-	}
-	if *webhookSecrets != "" {
-		if err := door.CheckWebhookSecrets(*webhookSecrets); err != nil {
-			return fault.New(fault.SecretFile, "name each file after a sender of docs/webhooks.md, with at least one secret in it", "--webhook-secrets: %w", err)
-		}
-	}
-	var oidc *access.File
-	if *oidcConfig != "" {
-		var err error
-		if oidc, err = access.Open(*oidcConfig); err != nil {
-			return fmt.Errorf("--oidc-config: %w", err)
-		}
-	}
-	var googleEmail func(context.Context, string) (string, error)
-	if *webhookAudience != "" {
-		v, err := access.NewVerifier(access.Issuer{URL: "https://accounts.google.com", Audience: *webhookAudience})
-		if err != nil {
-			return err
-		}
-		googleEmail = v.Email
+	keys, err := readKeys()
+	if err != nil {
+		return err
 	}
 	ledger, err := daemon.OpenLedger(*stateDir, log)
 	if err != nil {
@@ -151,8 +122,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	}
 	log.Info("serving", "version", buildVersion, "socket", *socket, "listen", address(tcp), "sources", ledger.Len())
 	err = daemon.New(daemon.Options{
-		Resolver: lookups, Scope: keychain.Scope, Ledger: ledger, TokenFile: *tokenFile, OIDC: oidc, Log: log, Metrics: metrics,
-		WebhookSecrets: *webhookSecrets, GoogleEmail: googleEmail,
+		Resolver: lookups, Scope: keychain.Scope, Ledger: ledger, Keys: keys, Log: log, Metrics: metrics,
 	}).Serve(ctx, unix, tcp)
 	log.Info("stopped")
 	return err

@@ -1,4 +1,4 @@
-// Package access says who may flush what without a token of the resolver's own: whoever bears a token of an OpenID
+// Package access says who may flush what without a token of the program's own: whoever bears a token of an OpenID
 // Connect issuer that the operator trusts, such as a CI system's, with claims that a rule of the operator's names.
 //
 // [Verifier] checks tokens, rules are pure, and [File] is both as the operator wrote them down. It is the only importer
@@ -83,7 +83,7 @@ func (f *File) Caller(ctx context.Context, token string) (Caller, error) {
 	}
 	images := allowed(p.rules[t.Issuer], t)
 	if len(images) == 0 {
-		return Caller{}, fault.New(fault.FlushForbidden, "add a rule for these claims to the resolver's --oidc-config",
+		return Caller{}, fault.New(fault.FlushForbidden, "add a rule for these claims to --oidc-config",
 			"%w: no rule fits the token's claims: %s", ErrForbidden, describe(p.rules[t.Issuer], t))
 	}
 	return Caller{Name: t.Issuer + " " + t.Subject, images: images}, nil
@@ -96,7 +96,7 @@ func (c Caller) May(ref image.Ref) error {
 			return nil
 		}
 	}
-	return fault.New(fault.FlushForbidden, "add the repository to the images of a rule in the resolver's --oidc-config",
+	return fault.New(fault.FlushForbidden, "add the repository to the images of a rule in --oidc-config",
 		"%w: image %s is not among what this token may flush: %s", ErrForbidden, ref, strings.Join(c.images, ", "))
 }
 

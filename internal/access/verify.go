@@ -125,7 +125,7 @@ func (v *Verifier) Verify(ctx context.Context, raw string) (Token, error) {
 	}
 	p, ok := v.issuers[issuer]
 	if !ok {
-		return Token{}, fault.New(fault.ResolverToken, "add the issuer to the resolver's --oidc-config, or send a token of one that it lists",
+		return Token{}, fault.New(fault.ResolverToken, "add the issuer to --oidc-config, or send a token of one that it lists",
 			"token of issuer %q, whose tokens do not count here", issuer)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, checkTimeout, fmt.Errorf("no answer within %v", checkTimeout))

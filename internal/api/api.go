@@ -1,9 +1,16 @@
-// Package api is the resolver's HTTP interface: the messages, and the client that generate and the companion use.
+// Package api is the HTTP interface of resolver and companion: the messages, and the client of generate, flush and the
+// companion.
 //
-//	POST /v1/resolve   ResolveRequest → ResolveResponse   unix socket, or TCP with a token
-//	GET  /v1/pins      → PinsResponse                     TCP with a token
-//	POST /flush        ?image=… → FlushResponse           either, with a token or one of a trusted OIDC issuer
-//	POST /webhook/…    a registry's event → WebhookResponse   TCP, as the sender authenticates
+//	POST /v1/resolve     ResolveRequest → ResolveResponse   resolver: unix socket, or TCP with a token
+//	GET  /v1/pins        → PinsResponse                     resolver: TCP with a token
+//	POST /v1/flush       ?image=… → FlushResponse           resolver: TCP with a token
+//	POST /v1/invalidate  ?image=… → WebhookResponse         resolver: TCP with a token
+//	GET  /v1/status      what the loop did and will do      companion: TCP with a token
+//	POST /flush          ?image=… → FlushResponse           both, with a token or one of a trusted OIDC issuer
+//	POST /webhook/…      a registry's event → WebhookResponse   both: TCP, as the sender authenticates
+//
+// What is below /v1 is for our own programs, and not limited: /v1/flush and /v1/invalidate are what a companion passes on,
+// which has checked and limited who asks.
 package api
 
 import (
@@ -17,6 +24,9 @@ import (
 
 // MaxBody bounds a request's body, in bytes.
 const MaxBody = 16 << 20
+
+// StatusPath is where a companion says what it is doing.
+const StatusPath = "/v1/status"
 
 // MaxImages bounds the images of one request, so that a render's ledger entry stays below lock.MaxSize. An overlay with more
 // distinct mutable images than this is not one.
@@ -59,9 +69,27 @@ type PinsResponse struct {
 	Sources []lock.Document `json:"sources"`
 }
 
-// FlushResponse says what a flush did, one entry for each reference that was flushed.
+// FlushResponse says what a flush did, one entry for each reference that was flushed. The rest is a companion's.
 type FlushResponse struct {
-	Flushed []Flushed `json:"flushed"`
+	Flushed  []Flushed `json:"flushed"`
+	Replicas []Replica `json:"replicas,omitzero"` // the resolvers that were asked, sorted by address
+	Commits  []Commit  `json:"commits,omitzero"`  // of the cycle that followed, not nil when it has ended
+	Error    *Problem  `json:"error,omitempty"`   // what that cycle could not do, of these images or others
+	Status   string    `json:"status,omitempty"`  // where to ask for the cycle when it has not ended: StatusPath, with 202
+}
+
+// Replica is one resolver behind a companion. Without an error it was flushed.
+type Replica struct {
+	Address string   `json:"address"`
+	Error   *Problem `json:"error,omitempty"`
+}
+
+// Commit is one commit that a companion pushed.
+type Commit struct {
+	Repository string `json:"repository"`
+	Branch     string `json:"branch"`
+	Commit     string `json:"commit"`
+	Subject    string `json:"subject"`
 }
 
 // Flushed is one flushed reference: the digest remembered before (omitted when there was none), the one now, and the
@@ -76,9 +104,9 @@ type Flushed struct {
 
 // WebhookResponse says what an event of a registry made stale.
 type WebhookResponse struct {
-	Images    []string `json:"images"`          // a repository without a tag stands for all its tags
-	Refreshed int      `json:"refreshed"`       // references that were remembered, and are being asked for again
-	Error     *Problem `json:"error,omitempty"` // what of the event was not understood
+	Images    []string `json:"images"`              // a repository without a tag stands for all its tags
+	Refreshed *int     `json:"refreshed,omitempty"` // references that were remembered, and are being asked for again; a companion answers before it knows
+	Error     *Problem `json:"error,omitempty"`     // what of the event was not understood
 }
 
 var kinds = []struct {

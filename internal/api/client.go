@@ -133,12 +133,35 @@ func (c *Client) Pins(ctx context.Context) ([]lock.Document, error) {
 	return res.Sources, err
 }
 
-// Flush makes the resolver forget the images and ask for them again; one without a tag stands for all tags of its
-// repository that the resolver remembers. Each element says what happened to one reference.
-func (c *Client) Flush(ctx context.Context, images []string) ([]Flushed, error) {
+// Flush makes a resolver, or all those of a companion, forget the images and ask for them again; one without a tag stands
+// for all tags of its repository that a resolver remembers. A companion answers when it has committed, or nearly at once
+// when that takes longer than it waits.
+func (c *Client) Flush(ctx context.Context, images []string) (FlushResponse, error) {
+	return c.flush(ctx, "/flush", images)
+}
+
+// Forward is Flush for a companion: the resolver does not limit how often.
+func (c *Client) Forward(ctx context.Context, images []string) (FlushResponse, error) {
+	return c.flush(ctx, "/v1/flush", images)
+}
+
+func (c *Client) flush(ctx context.Context, path string, images []string) (FlushResponse, error) {
 	var res FlushResponse
-	err := c.call(ctx, http.MethodPost, "/flush?"+url.Values{"image": images}.Encode(), nil, &res)
-	return res.Flushed, err
+	err := c.call(ctx, http.MethodPost, path+"?"+url.Values{"image": images}.Encode(), nil, &res)
+	return res, err
+}
+
+// Invalidate makes the resolver forget the images, and ask again for those that it remembered, without waiting for that. It
+// returns how many these are.
+func (c *Client) Invalidate(ctx context.Context, images []string) (refreshed int, err error) {
+	var res WebhookResponse
+	if err := c.call(ctx, http.MethodPost, "/v1/invalidate?"+url.Values{"image": images}.Encode(), nil, &res); err != nil {
+		return 0, err
+	}
+	if res.Refreshed == nil {
+		return 0, fault.New(fault.ResolverUnavailable, wrongPeer, "resolver %s: an answer without a number", c.name)
+	}
+	return *res.Refreshed, nil
 }
 
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
@@ -169,7 +192,7 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	if len(data) > maxAnswer {
 		return fault.New(fault.ResolverUnavailable, wrongPeer, "resolver %s: an answer of more than %d bytes", c.name, maxAnswer)
 	}
-	if res.StatusCode != http.StatusOK {
+	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusAccepted {
 		return c.refused(res.StatusCode, data)
 	}
 	if err := json.Unmarshal(data, out); err != nil {

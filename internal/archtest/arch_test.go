@@ -14,11 +14,11 @@ import (
 const module = "github.com/digestlock/digestlock/"
 
 // ours lists which packages of this module a package may import. One that is missing here may import none; one that
-// nobody may import is a command or a leaf nobody needs. Cmd → plugin, companion, daemon → door → leaves, and never back.
+// nobody may import is a command or a leaf nobody needs. Cmd → plugin, companion, fanout, daemon → door → leaves, and never back.
 var ours = map[string][]string{
 	"cmd/digestlock":                   {"internal/access", "internal/api", "internal/cache", "internal/cli", "internal/credentials", "internal/daemon", "internal/demo", "internal/door", "internal/fault", "internal/history", "internal/image", "internal/lock", "internal/registry", "internal/remotebase", "internal/render", "internal/shared", "plugin"},
 	"cmd/docker-credential-digestlock": {"internal/cloud"},
-	"cmd/digestlock-companion":         {"internal/api", "internal/cli", "internal/companion", "internal/fault", "internal/gitrepo"},
+	"cmd/digestlock-companion":         {"internal/api", "internal/cli", "internal/companion", "internal/door", "internal/fanout", "internal/fault", "internal/gitrepo"},
 
 	"bench":       {"examples", "internal/api", "internal/cli", "internal/image", "internal/lock", "internal/pin", "internal/registrytest", "internal/render"},
 	"bench/plain": {"internal/render"},
@@ -27,7 +27,8 @@ var ours = map[string][]string{
 
 	"plugin":             {"internal/checkout", "internal/fault", "internal/image", "internal/lock", "internal/pin", "internal/render"},
 	"internal/companion": {"internal/fault", "internal/gitrepo", "internal/image", "internal/lock"},
-	"internal/daemon":    {"internal/access", "internal/api", "internal/cache", "internal/door", "internal/fault", "internal/image", "internal/lock"},
+	"internal/daemon":    {"internal/api", "internal/cache", "internal/door", "internal/fault", "internal/image", "internal/lock"},
+	"internal/fanout":    {"internal/api", "internal/companion", "internal/door", "internal/fault", "internal/image"},
 	"internal/door":      {"internal/access", "internal/api", "internal/fault", "internal/hook", "internal/image"},
 	"internal/demo":      {"examples", "internal/api", "internal/companion", "internal/gitrepo", "internal/gitserver", "internal/registrytest"},
 
@@ -80,7 +81,7 @@ var theirs = map[string][]string{
 	"golang.org/x/term":                                    {"internal/cli"},
 	"github.com/creack/pty":                                {},
 	"go.yaml.in/yaml":                                      {"internal/access", "internal/lock", "internal/pin", "internal/render"},
-	"github.com/prometheus/client_golang":                  {"cmd/digestlock", "cmd/digestlock-companion", "internal/cache", "internal/companion", "internal/daemon", "internal/door", "internal/registry", "internal/shared"},
+	"github.com/prometheus/client_golang":                  {"cmd/digestlock", "cmd/digestlock-companion", "internal/cache", "internal/companion", "internal/daemon", "internal/door", "internal/fanout", "internal/registry", "internal/shared"},
 	"github.com/cenkalti/backoff":                          {"internal/companion", "internal/registry", "internal/rest"},
 	"k8s.io/client-go":                                     {"internal/argocd"},
 	"k8s.io/api":                                           {"internal/argocd"},

@@ -17,6 +17,7 @@ import (
 	"github.com/digestlock/digestlock/internal/cache"
 	"github.com/digestlock/digestlock/internal/companion"
 	"github.com/digestlock/digestlock/internal/daemon"
+	"github.com/digestlock/digestlock/internal/door"
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
 )
@@ -102,7 +103,7 @@ func resolver(t *testing.T, c *cache.Cache) (address string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := daemon.New(daemon.Options{Resolver: c, Ledger: ledger, TokenFile: tokenFile, Log: log, Metrics: prometheus.NewRegistry()})
+	s := daemon.New(daemon.Options{Resolver: c, Ledger: ledger, Keys: door.Keys{TokenFile: tokenFile}, Log: log, Metrics: prometheus.NewRegistry()})
 	ctx, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.Serve(ctx, nil, l) })

@@ -73,7 +73,7 @@ func TestFlush(t *testing.T) {
 	for i := range want {
 		want[i].Old = d1
 	}
-	got.Flushed, _ = r.client(t, "unix://"+r.socket, "one").Flush(t.Context(), images)
+	got, _ = r.client(t, "unix://"+r.socket, "one").Flush(t.Context(), images)
 	if diff := cmp.Diff(want, got.Flushed); diff != "" {
 		t.Errorf("flush over the socket (-want +got):\n%s", diff)
 	}
@@ -111,7 +111,7 @@ func trust(t *testing.T) (*accesstest.Issuer, func(*Options)) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return i, func(o *Options) { o.OIDC = f }
+	return i, func(o *Options) { o.Keys.OIDC = f }
 }
 
 // TestFlushOIDC: a token of a trusted issuer opens what its rule says, and nothing else.
@@ -180,7 +180,7 @@ func TestFlushIssuerDown(t *testing.T) {
 func TestFlushOIDCOnly(t *testing.T) {
 	t.Parallel()
 	i, oidc := trust(t)
-	r := run(t, oidc, func(o *Options) { o.TokenFile = "" })
+	r := run(t, oidc, func(o *Options) { o.Keys.TokenFile = "" })
 	if res, _, problem := r.post(t, "Bearer "+i.Token(accesstest.Claims{"sub": "system:serviceaccount:ci:x"}), "ghcr.io/acme/server"); res.StatusCode != 200 {
 		t.Errorf("token of the issuer: %s %+v", res.Status, problem)
 	}
@@ -252,5 +252,46 @@ func TestFlushAtShutdown(t *testing.T) {
 	time.AfterFunc(200*time.Millisecond, func() { close(r.registry.slow) })
 	if err := <-r.stopped; err != nil || !w.ended.Load() {
 		t.Errorf("Serve = %v, and the flush has ended: %v", err, w.ended.Load())
+	}
+}
+
+// TestForwarded: what a companion passes on needs a token, is not limited, and asks for what nobody uses in a flush only.
+func TestForwarded(t *testing.T) {
+	t.Parallel()
+	i, oidc := trust(t)
+	r := run(t, oidc)
+	record(t, r.ledger, rendered("server", "r1", d1))
+	companion := r.client(t, r.address, "one")
+	if n, err := companion.Invalidate(t.Context(), []string{"ghcr.io/acme/server", "ghcr.io/acme/server:latest"}); err != nil || n != 0 || r.registry.asked.Load() != 0 {
+		t.Errorf("Invalidate = %d, %v, asked %d times, want nothing for what nobody uses", n, err, r.registry.asked.Load())
+	}
+	for range 3 {
+		res, err := companion.Forward(t.Context(), slices.Repeat([]string{"ghcr.io/acme/server:latest"}, 300))
+		if err != nil || len(res.Flushed) != 300 || res.Flushed[0].New != d1 || len(res.Flushed[0].Applications) != 1 {
+			t.Fatalf("Forward = %+v, %v", res, err)
+		}
+	}
+	if n, err := companion.Invalidate(t.Context(), []string{"ghcr.io/acme/server"}); err != nil || n != 1 {
+		t.Errorf("Invalidate = %d, %v, want 1", n, err)
+	}
+	if text := get(t, r.address+"/metrics", 200); !strings.Contains(text, "digestlock_flushed_references_total 901") {
+		t.Errorf("901 references flushed, and not counted:\n%s", text)
+	}
+	builder := i.Token(accesstest.Claims{"sub": "system:serviceaccount:ci:builder"})
+	for _, stranger := range []*api.Client{r.client(t, r.address, ""), r.client(t, r.address, "three"), r.client(t, r.address, builder), r.client(t, "unix://"+r.socket, "one")} {
+		if _, err := stranger.Forward(t.Context(), []string{"ghcr.io/acme/server"}); err == nil {
+			t.Errorf("%s: Forward is open", stranger)
+		}
+		if _, err := stranger.Invalidate(t.Context(), []string{"ghcr.io/acme/server"}); err == nil {
+			t.Errorf("%s: Invalidate is open", stranger)
+		}
+	}
+	for _, bad := range [][]string{nil, {"../x"}, {"ghcr.io/acme/server@" + d1}, slices.Repeat([]string{"a"}, api.MaxImages+1)} {
+		if _, err := companion.Forward(t.Context(), bad); err == nil || !strings.Contains(err.Error(), "(400)") {
+			t.Errorf("Forward(%.40q): %v", bad, err)
+		}
+		if _, err := companion.Invalidate(t.Context(), bad); err == nil || !strings.Contains(err.Error(), "(400)") {
+			t.Errorf("Invalidate(%.40q): %v", bad, err)
+		}
 	}
 }

@@ -14,7 +14,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/digestlock/digestlock/internal/access"
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cache"
 	"github.com/digestlock/digestlock/internal/door"
@@ -39,20 +38,12 @@ type Resolver interface {
 
 // Options are what a Server is made of.
 type Options struct {
-	Resolver  Resolver
-	Scope     func(project string) string // whose credentials a project's images are looked up with; nil is everybody's
-	Ledger    *Ledger
-	TokenFile string       // one bearer token a line, read again for each request; "" closes the protected routes
-	OIDC      *access.File // whose tokens open /flush as well; nil for nobody's
-	Log       *slog.Logger
-	Metrics   *prometheus.Registry
-
-	// WebhookSecrets is a directory with a file for each sender of webhooks, named like it, with one secret a line, read
-	// again for each event. "" or a file that is not there closes the route.
-	WebhookSecrets string
-	// GoogleEmail returns the verified email address of whom an identity token of Google's stands for. It checks issuer
-	// and audience. nil closes the routes whose senders bear one; their secrets are the addresses that may send.
-	GoogleEmail func(ctx context.Context, token string) (string, error)
+	Resolver Resolver
+	Scope    func(project string) string // whose credentials a project's images are looked up with; nil is everybody's
+	Ledger   *Ledger
+	Keys     door.Keys
+	Log      *slog.Logger
+	Metrics  *prometheus.Registry
 }
 
 // Server answers the resolver's HTTP interface. It is safe for concurrent use.
@@ -68,8 +59,8 @@ func New(o Options) *Server {
 	s := &Server{metrics: newMetrics(o.Metrics), o: o}
 	s.disk.Check = s.writable()
 	s.door = door.New(door.Options{
-		Backend: backend{o.Resolver, o.Ledger}, Health: s.health, TokenFile: o.TokenFile, OIDC: o.OIDC, Log: o.Log, Metrics: o.Metrics,
-		WebhookSecrets: o.WebhookSecrets, GoogleEmail: o.GoogleEmail,
+		Name: "resolver", Command: "digestlock serve",
+		Backend: backend{o.Resolver, o.Ledger}, Keys: o.Keys, Health: s.health, Log: o.Log, Metrics: o.Metrics,
 	})
 	s.observeLedger()
 	return s
@@ -82,7 +73,7 @@ type backend struct {
 }
 
 // Flush implements [door.Backend].
-func (b backend) Flush(ctx context.Context, targets []image.Target) []api.Flushed {
+func (b backend) Flush(ctx context.Context, targets []image.Target) door.Flushed {
 	done := b.resolver.Flush(ctx, targets)
 	images := make([]string, len(done))
 	for i, f := range done {
@@ -93,11 +84,13 @@ func (b backend) Flush(ctx context.Context, targets []image.Target) []api.Flushe
 	for i, f := range done {
 		out[i] = api.Flushed{Image: images[i], Old: f.Old, New: f.Digest, Applications: users[images[i]], Error: api.ToProblem(f.Err)}
 	}
-	return out
+	return door.Flushed{Images: out}
 }
 
 // Invalidate implements [door.Backend].
-func (b backend) Invalidate(targets []image.Target) int { return len(b.resolver.Invalidate(targets)) }
+func (b backend) Invalidate(targets []image.Target) *int {
+	return new(len(b.resolver.Invalidate(targets)))
+}
 
 // local serves the plugin, over a socket that only the pod's containers reach. A flush wants a token there too: the
 // plugin's container, where other people's YAML is rendered, has none.
@@ -112,6 +105,8 @@ func (s *Server) remote() *http.ServeMux {
 	mux := s.door.Outside()
 	mux.Handle("POST /v1/resolve", s.door.Protected(s.resolve()))
 	mux.Handle("GET /v1/pins", s.door.Protected(s.pins()))
+	mux.Handle("POST /v1/flush", s.door.Forwarded())
+	mux.Handle("POST /v1/invalidate", s.door.ForwardedEvents())
 	return mux
 }
 

@@ -22,6 +22,7 @@ import (
 
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cache"
+	"github.com/digestlock/digestlock/internal/door"
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
@@ -92,8 +93,9 @@ func run(t *testing.T, change ...func(*Options)) *running {
 	c := cache.New(r.registry, cache.Options{})
 	t.Cleanup(c.Close)
 	o := Options{
-		Resolver: c, Scope: func(project string) string { return "scope of " + project }, Ledger: r.ledger, TokenFile: r.tokenFile, Metrics: prometheus.NewRegistry(),
-		Log: slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})), WebhookSecrets: r.secrets, GoogleEmail: googleEmail,
+		Resolver: c, Scope: func(project string) string { return "scope of " + project }, Ledger: r.ledger, Metrics: prometheus.NewRegistry(),
+		Log:  slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Keys: door.Keys{TokenFile: r.tokenFile, WebhookSecrets: r.secrets, GoogleEmail: googleEmail},
 	}
 	for _, f := range change {
 		f(&o)
@@ -371,7 +373,7 @@ func get(t *testing.T, url string, status int) string {
 // TestRefusalsSayWhatToDo: whoever is refused learns the way out, also where only the operator can mend it.
 func TestRefusalsSayWhatToDo(t *testing.T) {
 	t.Parallel()
-	s := serverFor(t, &syncBuffer{}, func(o *Options) { o.TokenFile = filepath.Join(t.TempDir(), "gone") })
+	s := serverFor(t, &syncBuffer{}, func(o *Options) { o.Keys.TokenFile = filepath.Join(t.TempDir(), "gone") })
 	for name, tt := range map[string]struct {
 		handler http.Handler
 		body    string

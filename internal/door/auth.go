@@ -15,13 +15,15 @@ import (
 	"github.com/digestlock/digestlock/internal/image"
 )
 
-// seeLog is the way out for a client that can do nothing about what is wrong.
-const seeLog = "try again; the resolver's log says why"
-
 // caller is who may flush.
 type caller struct {
 	name string                // for the limits and the log
 	may  func(image.Ref) error // what it may flush
+	all  bool                  // it bears one of the program's own tokens, and may know everything
+}
+
+func everything(name string) caller {
+	return caller{name: name, may: func(image.Ref) error { return nil }, all: true}
 }
 
 // refusal is why a request is not served, with the HTTP status that says so.
@@ -32,6 +34,11 @@ type refusal struct {
 
 func newRefusal(status int, code fault.Code, hint, format string, args ...any) *refusal {
 	return &refusal{status, fault.New(code, hint, format, args...)}
+}
+
+// unavailable is an error for a client that can do nothing about what is wrong.
+func (d *Door) unavailable(what string) error {
+	return fault.New(fault.ResolverUnavailable, "try again; the "+d.o.Name+"'s log says why", "the %s cannot %s", d.o.Name, what)
 }
 
 // Protected lets a request through to next that bears one of the tokens in the token file.
@@ -54,19 +61,19 @@ func (d *Door) deny(w http.ResponseWriter, no *refusal) {
 
 // byToken returns the number of the line's token in the token file that the request bears.
 func (d *Door) byToken(r *http.Request) (int, *refusal) {
-	if d.o.TokenFile == "" {
-		return 0, newRefusal(http.StatusForbidden, fault.ResolverToken, "start digestlock serve with --token-file", "no token is configured, this route is closed")
+	if d.o.Keys.TokenFile == "" {
+		return 0, newRefusal(http.StatusForbidden, fault.ResolverToken, "start "+d.o.Command+" with --token-file", "no token is configured, this route is closed")
 	}
-	tokens, err := api.Tokens(d.o.TokenFile)
+	tokens, err := api.Tokens(d.o.Keys.TokenFile)
 	if err != nil {
 		d.o.Log.Error("token file not read", "error", err)
-		return 0, &refusal{http.StatusServiceUnavailable, fault.New(fault.ResolverUnavailable, seeLog, "the resolver cannot read its token file")}
+		return 0, &refusal{http.StatusServiceUnavailable, d.unavailable("read its token file")}
 	}
 	given := bearer(r)
 	i := slices.IndexFunc(tokens, func(t string) bool { return equal(t, given) })
 	if i < 0 {
 		return 0, newRefusal(http.StatusUnauthorized, fault.ResolverToken,
-			"send Authorization: Bearer and a token from the resolver's token file", "wrong or missing bearer token")
+			"send Authorization: Bearer and a token from the "+d.o.Name+"'s token file", "wrong or missing bearer token")
 	}
 	return i + 1, nil
 }
@@ -76,24 +83,23 @@ func (d *Door) byToken(r *http.Request) (int, *refusal) {
 func (d *Door) flusher(r *http.Request) (caller, *refusal) {
 	n, no := d.byToken(r)
 	if no == nil {
-		return caller{name: fmt.Sprintf("token %d", n), may: func(image.Ref) error { return nil }}, nil
+		return everything(fmt.Sprintf("token %d", n)), nil
 	}
-	if d.o.OIDC == nil {
+	if d.o.Keys.OIDC == nil {
 		return caller{}, no
 	}
-	c, err := d.o.OIDC.Caller(r.Context(), bearer(r))
+	c, err := d.o.Keys.OIDC.Caller(r.Context(), bearer(r))
 	switch {
 	case err == nil:
 		return caller{name: c.Name, may: c.May}, nil
-	case errors.Is(err, access.ErrNotJWT) && d.o.TokenFile != "":
+	case errors.Is(err, access.ErrNotJWT) && d.o.Keys.TokenFile != "":
 		return caller{}, no
 	case errors.Is(err, access.ErrNotJWT):
 		return caller{}, newRefusal(http.StatusUnauthorized, fault.ResolverToken,
-			"send Authorization: Bearer and a token of an issuer in the resolver's --oidc-config", "wrong or missing bearer token")
+			"send Authorization: Bearer and a token of an issuer in the "+d.o.Name+"'s --oidc-config", "wrong or missing bearer token")
 	case errors.Is(err, access.ErrUnavailable):
 		d.o.Log.Warn("token not checked", "error", err)
-		return caller{}, newRefusal(http.StatusServiceUnavailable, fault.ResolverUnavailable,
-			seeLog, "the resolver cannot check this token now")
+		return caller{}, &refusal{http.StatusServiceUnavailable, d.unavailable("check this token now")}
 	case errors.Is(err, access.ErrForbidden):
 		return caller{}, &refusal{http.StatusForbidden, err}
 	}

@@ -17,7 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/digestlock/digestlock/internal/access"
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/image"
 )
@@ -28,28 +27,43 @@ const drainTime = 10 * time.Second
 
 // Backend is what stands behind the door. It must be safe for concurrent use.
 type Backend interface {
-	// Flush forgets what is known of the targets, asks for them again, and returns what became of each reference.
-	Flush(ctx context.Context, targets []image.Target) []api.Flushed
+	// Flush forgets what is known of the targets, and asks for them again.
+	Flush(ctx context.Context, targets []image.Target) Flushed
 	// Invalidate forgets as Flush does and waits for nothing. It returns how many references were remembered, which are
-	// asked for again.
-	Invalidate(targets []image.Target) int
+	// asked for again; nil when that will be known later.
+	Invalidate(targets []image.Target) *int
+}
+
+// Flushed is what a flush came to.
+type Flushed struct {
+	Images   []api.Flushed // what became of each reference
+	Replicas []api.Replica // the resolvers that were asked; nil in a resolver
+	Err      error         // why nothing was flushed anywhere
+	Cycle    *Cycle        // what follows from it; nil in a resolver
+}
+
+// Cycle is the companion's work after a flush. The other fields may be read once Done is closed.
+type Cycle struct {
+	Done    chan struct{}
+	Ended   bool // it was not given up
+	Commits []Commit
+	Err     error // what it could not do
+}
+
+// Commit is one commit that was pushed.
+type Commit struct {
+	Repository, Branch, Hash string
+	Message                  string
 }
 
 // Options are what a Door is made of.
 type Options struct {
-	Backend   Backend
-	Health    func() string // what /healthz adds to "ok"; it may take locks, to show that they can be taken
-	TokenFile string        // one bearer token a line, read again for each request; "" closes the protected routes
-	OIDC      *access.File  // whose tokens open /flush as well; nil for nobody's
-	Log       *slog.Logger
-	Metrics   *prometheus.Registry
-
-	// WebhookSecrets is a directory with a file for each sender of webhooks, named like it, with one secret a line, read
-	// again for each event. "" or a file that is not there closes the route.
-	WebhookSecrets string
-	// GoogleEmail returns the verified email address of whom an identity token of Google's stands for. It checks issuer
-	// and audience. nil closes the routes whose senders bear one; their secrets are the addresses that may send.
-	GoogleEmail func(ctx context.Context, token string) (string, error)
+	Name, Command string // of the program in what people read: "resolver", "digestlock serve"
+	Backend       Backend
+	Keys          Keys
+	Health        func() string // what /healthz adds to "ok"; it may take locks, to show that they can be taken
+	Log           *slog.Logger
+	Metrics       *prometheus.Registry
 }
 
 // Door answers what people, CI systems and registries ask of a program. It is safe for concurrent use.
@@ -152,13 +166,14 @@ func (d *Door) serve(ctx context.Context, g *errgroup.Group, e Entrance) {
 // Refuse answers with a problem. A client's mistake is the client's to log.
 func (d *Door) Refuse(w http.ResponseWriter, status int, err error) {
 	d.o.Log.Debug("request refused", "status", status, "error", err)
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(api.ToProblem(err))
+	answer(w, status, api.ToProblem(err))
 }
 
 // Answer answers with v as JSON.
-func Answer(w http.ResponseWriter, v any) {
+func Answer(w http.ResponseWriter, v any) { answer(w, http.StatusOK, v) }
+
+func answer(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(v) // the client is gone when this fails
 }

@@ -6,10 +6,12 @@ import (
 	"math"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"golang.org/x/time/rate"
 
@@ -30,6 +32,11 @@ func (d *Door) flush() http.Handler {
 			d.deny(w, no)
 			return
 		}
+		patience, no := patienceOf(r.URL.Query())
+		if no != nil {
+			d.deny(w, no)
+			return
+		}
 		if wait := d.limits.take(who.name, len(targets), time.Now()); wait > 0 {
 			seconds := int(math.Ceil(wait.Seconds()))
 			w.Header().Set("Retry-After", strconv.Itoa(seconds))
@@ -43,9 +50,126 @@ func (d *Door) flush() http.Handler {
 			d.Refuse(w, http.StatusServiceUnavailable, err) // to nobody: the client is gone
 			return
 		}
-		d.report(who, done)
-		Answer(w, api.FlushResponse{Flushed: done})
+		if done.Err != nil {
+			d.Refuse(w, http.StatusServiceUnavailable, done.Err)
+			return
+		}
+		d.report(who, done.Images)
+		d.follow(w, r, who, done, patience)
 	})
+}
+
+// follow answers a flush, once what follows from it has ended or the caller's patience has.
+func (d *Door) follow(w http.ResponseWriter, r *http.Request, who caller, done Flushed, patience time.Duration) {
+	res := api.FlushResponse{Flushed: done.Images, Replicas: done.Replicas}
+	if done.Cycle == nil {
+		Answer(w, res)
+		return
+	}
+	if !done.Cycle.wait(r.Context(), patience) {
+		res.Status = api.StatusPath
+		w.Header().Set("Location", res.Status)
+		answer(w, http.StatusAccepted, res)
+		return
+	}
+	res.Commits, res.Error = who.sees(done)
+	Answer(w, res)
+}
+
+// wait waits for the end of the cycle, and reports whether it came.
+func (c *Cycle) wait(ctx context.Context, patience time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	select {
+	case <-c.Done:
+		return c.Ended
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// sees returns what a caller may know of the cycle, which was about all repositories: who may flush some images only sees
+// the commits whose message names one of those that were flushed, and no more of an error than that there is one.
+func (c caller) sees(done Flushed) ([]api.Commit, *api.Problem) {
+	commits := []api.Commit{}
+	for _, x := range done.Cycle.Commits {
+		if c.all || names(x.Message, done.Images) {
+			subject, _, _ := strings.Cut(x.Message, "\n")
+			commits = append(commits, api.Commit{Repository: x.Repository, Branch: x.Branch, Commit: x.Hash, Subject: subject})
+		}
+	}
+	problem := api.ToProblem(done.Cycle.Err)
+	if problem != nil && !c.all {
+		problem = &api.Problem{Code: problem.Code, Message: "the companion could not do everything", Hint: "its log says what"}
+	}
+	return commits, problem
+}
+
+// names reports whether a commit's message has one of the references, as a word.
+func names(message string, images []api.Flushed) bool {
+	words := strings.FieldsFunc(message, func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune(`,;()[]<>"'`+"`", r) })
+	return slices.ContainsFunc(images, func(f api.Flushed) bool { return slices.Contains(words, f.Image) })
+}
+
+// Forwarded serves what another door passes on with a token: flushes that are limited there.
+func (d *Door) Forwarded() http.Handler {
+	return d.Protected(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		who := everything("companion")
+		targets, no := targets(r.URL.Query(), who)
+		if no != nil {
+			d.deny(w, no)
+			return
+		}
+		done, err := d.shared.Flush(r.Context(), targets)
+		if err != nil {
+			d.Refuse(w, http.StatusServiceUnavailable, err) // to nobody: the client is gone
+			return
+		}
+		d.report(who, done.Images)
+		Answer(w, api.FlushResponse{Flushed: done.Images})
+	}))
+}
+
+// ForwardedEvents serves what another door passes on with a token: what webhooks name, limited there.
+func (d *Door) ForwardedEvents() http.Handler {
+	return d.Protected(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		targets, no := targets(r.URL.Query(), everything("companion"))
+		if no != nil {
+			d.deny(w, no)
+			return
+		}
+		res := api.WebhookResponse{Images: r.URL.Query()["image"], Refreshed: d.invalidate(targets)}
+		d.o.Log.Info("webhook passed on", "images", len(res.Images), "refreshed", res.Refreshed, "first", res.Images[0])
+		answer(w, http.StatusAccepted, res)
+	}))
+}
+
+// invalidate forgets, and counts what was remembered, where that is known.
+func (d *Door) invalidate(targets []image.Target) *int {
+	n := d.o.Backend.Invalidate(targets)
+	if n != nil {
+		d.flushes.Add(float64(*n))
+	}
+	return n
+}
+
+// How long a flush waits for what follows from it. CI steps have somebody who waits for them.
+const (
+	defaultWait = 10 * time.Second
+	// MaxWait is the longest wait that a caller may ask for.
+	MaxWait = 30 * time.Second
+)
+
+// patienceOf returns how long the caller wants to wait.
+func patienceOf(query url.Values) (time.Duration, *refusal) {
+	if !query.Has("wait") {
+		return defaultWait, nil
+	}
+	d, err := time.ParseDuration(query.Get("wait"))
+	if err != nil || d < 0 || d > MaxWait {
+		return 0, newRefusal(http.StatusBadRequest, fault.Request, "for example &wait=20s", "wait=%.40q is no time from 0s to %v", query.Get("wait"), MaxWait)
+	}
+	return d, nil
 }
 
 // targets returns what the query asks to flush, when who may.
@@ -138,7 +262,7 @@ func (l *limits) forget(now time.Time) {
 // shared joins flushes of the same targets: while one is under way, all that come wait for one more, which begins when
 // it ends. They cannot have the answer of the one under way, which may have left before the push that they are about.
 type shared struct {
-	flush func(context.Context, []image.Target) []api.Flushed
+	flush func(context.Context, []image.Target) Flushed
 
 	mu      sync.Mutex
 	running map[string]*round
@@ -149,11 +273,11 @@ type shared struct {
 // round is one flush, for everybody who waits for it. Its result may be read once done is closed.
 type round struct {
 	done   chan struct{}
-	result []api.Flushed
+	result Flushed
 }
 
 // Flush flushes the targets, and returns the context's cause when ctx ends first; the flush goes on for the others.
-func (s *shared) Flush(ctx context.Context, targets []image.Target) ([]api.Flushed, error) {
+func (s *shared) Flush(ctx context.Context, targets []image.Target) (Flushed, error) {
 	key := keyOfTargets(targets)
 	s.mu.Lock()
 	r := s.next[key]
@@ -171,7 +295,7 @@ func (s *shared) Flush(ctx context.Context, targets []image.Target) ([]api.Flush
 	case <-r.done:
 		return r.result, nil
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return Flushed{}, context.Cause(ctx)
 	}
 }
 

@@ -61,14 +61,14 @@ func TestSharedFlush(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var pushed, asked atomic.Int32 // what the registry has, and how often it was asked
 		pushed.Store(1)
-		s := shared{flush: func(ctx context.Context, targets []image.Target) []api.Flushed {
+		s := shared{flush: func(ctx context.Context, targets []image.Target) Flushed {
 			asked.Add(1)
 			digest := fmt.Sprint(pushed.Load())
 			time.Sleep(time.Second)
 			if ctx.Err() != nil {
 				t.Error("a flush ended with the one who asked first")
 			}
-			return []api.Flushed{{Image: targets[0].String(), New: digest}}
+			return Flushed{Images: []api.Flushed{{Image: targets[0].String(), New: digest}}}
 		}}
 		targets := parse(t, "ghcr.io/acme/server:latest")
 		var wg sync.WaitGroup
@@ -78,7 +78,7 @@ func TestSharedFlush(t *testing.T) {
 				switch got, err := s.Flush(ctx, targets); {
 				case want == "" && err == nil:
 					t.Error("a flush whose caller is gone: no error")
-				case want != "" && (err != nil || got[0].New != want):
+				case want != "" && (err != nil || got.Images[0].New != want):
 					t.Errorf("flush = %+v, %v, want %s", got, err, want)
 				}
 			})

@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -41,27 +40,6 @@ const (
 	refused   = "refused"   // it did not authenticate, or came too often
 	malformed = "malformed" // it was not understood
 )
-
-// CheckWebhookSecrets returns an error for what makes a directory of webhook secrets useless: it is not there, a file
-// in it is named after no sender, or holds nothing. Names with a dot in front are Kubernetes's own.
-func CheckWebhookSecrets(dir string) error {
-	files, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, f := range files {
-		if strings.HasPrefix(f.Name(), ".") {
-			continue
-		}
-		if !hook.Known(f.Name()) {
-			return fmt.Errorf("%s: no sender %q, only %s", dir, f.Name(), strings.Join(hook.Senders(), ", "))
-		}
-		if _, err := api.Tokens(filepath.Join(dir, f.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
-}
 
 // webhook takes events of registries. It answers once what they name is forgotten and does not wait until the registry
 // was asked again: senders give up after a few seconds.
@@ -109,7 +87,7 @@ func (d *Door) event(w http.ResponseWriter, sender string, req hook.Request, lim
 	if len(found) == 0 {
 		d.events.WithLabelValues(sender, ignored).Inc()
 		d.o.Log.Debug("webhook ignored, it names no tag that changed", "sender", sender)
-		Answer(w, api.WebhookResponse{Images: []string{}})
+		Answer(w, api.WebhookResponse{Images: []string{}, Refreshed: new(0)})
 		return
 	}
 	if !limit.Allow() {
@@ -121,16 +99,13 @@ func (d *Door) event(w http.ResponseWriter, sender string, req hook.Request, lim
 	for _, t := range found {
 		res.Images = append(res.Images, t.String())
 	}
-	res.Refreshed = d.o.Backend.Invalidate(found)
+	res.Refreshed = d.invalidate(found)
 	if hook.Early(sender) {
 		d.later(settleTime, func() { d.o.Backend.Invalidate(found) })
 	}
 	d.events.WithLabelValues(sender, flushed).Inc()
-	d.flushes.Add(float64(res.Refreshed))
 	d.o.Log.Info("webhook", "sender", sender, "images", len(res.Images), "refreshed", res.Refreshed, "first", res.Images[0])
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusAccepted)
-	Answer(w, res)
+	answer(w, http.StatusAccepted, res)
 }
 
 // later calls f after the delay, unless the server ends before. Serve waits for it.
@@ -166,17 +141,17 @@ func readEvent(w http.ResponseWriter, r *http.Request) (hook.Request, error) {
 // webhookSecrets reads a sender's secrets anew for each event, so that they can be rotated.
 func (d *Door) webhookSecrets(sender string) (secrets []string, status int, err error) {
 	err = fs.ErrNotExist
-	if d.o.WebhookSecrets != "" {
-		secrets, err = api.Tokens(filepath.Join(d.o.WebhookSecrets, sender))
+	if d.o.Keys.WebhookSecrets != "" {
+		secrets, err = api.Tokens(filepath.Join(d.o.Keys.WebhookSecrets, sender))
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, http.StatusForbidden, fault.New(fault.WebhookSecret,
-			fmt.Sprintf("put a secret into a file named %s in the directory of digestlock serve --webhook-secrets", sender),
+			fmt.Sprintf("put a secret into a file named %s in the directory of %s --webhook-secrets", sender, d.o.Command),
 			"no secret is configured for %s, this route is closed", sender)
 	case err != nil:
 		d.o.Log.Error("webhook secrets not read", "sender", sender, "error", err)
-		return nil, http.StatusServiceUnavailable, fault.New(fault.ResolverUnavailable, seeLog, "the resolver cannot read the secrets of this sender")
+		return nil, http.StatusServiceUnavailable, d.unavailable("read the secrets of this sender")
 	}
 	return secrets, 0, nil
 }
@@ -188,24 +163,24 @@ func (d *Door) authenticate(ctx context.Context, sender string, req hook.Request
 			return 0, nil
 		}
 		return http.StatusUnauthorized, fault.New(fault.WebhookSecret,
-			fmt.Sprintf("give the sender the secret in the resolver's file %s; docs/webhooks.md says where", sender),
+			fmt.Sprintf("give the sender the secret in the %s's file %s; docs/webhooks.md says where", d.o.Name, sender),
 			"wrong or missing secret")
 	}
-	if d.o.GoogleEmail == nil {
+	if d.o.Keys.GoogleEmail == nil {
 		return http.StatusForbidden, fault.New(fault.WebhookSecret,
-			"start digestlock serve with --webhook-audience, the audience of the push subscription", "this resolver does not check Google's identity tokens, this route is closed")
+			"start "+d.o.Command+" with --webhook-audience, the audience of the push subscription", "this %s does not check Google's identity tokens, this route is closed", d.o.Name)
 	}
-	email, err := d.o.GoogleEmail(ctx, strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer "))
+	email, err := d.o.Keys.GoogleEmail(ctx, strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer "))
 	if errors.Is(err, access.ErrUnavailable) {
 		d.o.Log.Warn("token not checked", "error", err)
-		return http.StatusServiceUnavailable, fault.New(fault.ResolverUnavailable, seeLog, "the resolver cannot check this token now")
+		return http.StatusServiceUnavailable, d.unavailable("check this token now")
 	}
 	if err != nil {
 		return http.StatusUnauthorized, err
 	}
 	if !slices.Contains(secrets, email) {
 		return http.StatusUnauthorized, fault.New(fault.WebhookSecret,
-			"put the service account of the push subscription into the resolver's file "+sender,
+			"put the service account of the push subscription into the "+d.o.Name+"'s file "+sender,
 			"%q is no service account that may send this", cmp.Or(email, "nobody"))
 	}
 	return 0, nil

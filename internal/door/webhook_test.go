@@ -15,7 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
-	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/hook"
 	"github.com/digestlock/digestlock/internal/image"
 )
@@ -28,11 +27,11 @@ const (
 // counting is a backend that only counts.
 type counting struct{ invalidated atomic.Int32 }
 
-func (c *counting) Flush(context.Context, []image.Target) []api.Flushed { return nil }
+func (c *counting) Flush(context.Context, []image.Target) Flushed { return Flushed{} }
 
-func (c *counting) Invalidate(targets []image.Target) int {
+func (c *counting) Invalidate(targets []image.Target) *int {
 	c.invalidated.Add(1)
-	return len(targets)
+	return new(len(targets))
 }
 
 // doorFor returns a door that does not listen.
@@ -110,12 +109,12 @@ func TestCheckWebhookSecrets(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, tt.file), []byte(tt.lines), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		err := CheckWebhookSecrets(dir)
+		err := checkWebhookSecrets(dir)
 		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want %q", name, err, tt.want)
 		}
 	}
-	if err := CheckWebhookSecrets("nowhere"); err == nil {
+	if err := checkWebhookSecrets("nowhere"); err == nil {
 		t.Error("a directory that is not there is good")
 	}
 }
