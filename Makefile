@@ -1,5 +1,5 @@
-# Make without a target runs what a reviewer runs. Everything needs Go only; the tests need git as well, those of several
-# replicas redis-server, and e2e adds what it needs itself.
+# Make without a target runs what a reviewer runs. Everything needs Go only; the tests need git, ssh-keygen and gpg, those of
+# several replicas redis-server, and e2e adds what it needs itself.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 KUSTOMIZE := v5.8.2
 LDFLAGS := -s -w -X main.buildVersion=$(VERSION) -X sigs.k8s.io/kustomize/api/provenance.version=$(KUSTOMIZE)

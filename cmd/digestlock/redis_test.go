@@ -296,7 +296,7 @@ func TestReplicasForgetTogether(t *testing.T) {
 		s.registry.ResetCounts()
 		s.digests[name] = s.registry.Push(s.refs[0].Repository, "latest")
 		flushed, err := s.replicas[0].Flush(t.Context(), []string{target})
-		if err != nil || len(flushed) != 1 || flushed[0].New != s.digests[name] {
+		if err != nil || len(flushed.Flushed) != 1 || flushed.Flushed[0].New != s.digests[name] {
 			t.Fatalf("flush %s = %+v, %v, want the new digest", target, flushed, err)
 		}
 		for n, p := range s.replicas {

@@ -16,7 +16,7 @@ const module = "github.com/digestlock/digestlock/"
 // ours lists which packages of this module a package may import. One that is missing here may import none; one that
 // nobody may import is a command or a leaf nobody needs. Cmd → plugin, companion, fanout, daemon → door → leaves, and never back.
 var ours = map[string][]string{
-	"cmd/digestlock":                   {"internal/access", "internal/api", "internal/cache", "internal/cli", "internal/credentials", "internal/daemon", "internal/demo", "internal/door", "internal/fault", "internal/history", "internal/image", "internal/lock", "internal/registry", "internal/remotebase", "internal/render", "internal/shared", "plugin"},
+	"cmd/digestlock":                   {"internal/api", "internal/cache", "internal/cli", "internal/credentials", "internal/daemon", "internal/demo", "internal/door", "internal/fault", "internal/history", "internal/image", "internal/lock", "internal/registry", "internal/remotebase", "internal/render", "internal/shared", "plugin"},
 	"cmd/docker-credential-digestlock": {"internal/cloud"},
 	"cmd/digestlock-companion":         {"internal/api", "internal/cli", "internal/companion", "internal/door", "internal/fanout", "internal/fault", "internal/gitrepo"},
 
@@ -53,6 +53,7 @@ var ours = map[string][]string{
 	"internal/render":      {"internal/fault", "internal/remotebase"},
 	"internal/rest":        {"internal/fault"},
 	"internal/shared":      {"internal/api", "internal/cache", "internal/image"},
+	"internal/signing":     {"internal/fault"},
 }
 
 // theirs lists who may import a module of somebody else's that has exactly one door. Prefixes match whole elements.
@@ -74,9 +75,10 @@ var theirs = map[string][]string{
 	"github.com/golang-jwt":                                {"internal/githubapp"},
 	"github.com/go-git":                                    {"internal/gitrepo", "internal/gitserver"},
 	"github.com/skeema/knownhosts":                         {"internal/gitrepo"},
-	"golang.org/x/crypto":                                  {"internal/gitrepo", "internal/gittest"},
+	"golang.org/x/crypto":                                  {"internal/gitrepo", "internal/gittest", "internal/signing"},
 	"golang.org/x/net":                                     {"internal/gitrepo", "internal/registry"},
 	"golang.org/x/time":                                    {"internal/access", "internal/door", "internal/registry"},
+	"github.com/ProtonMail":                                {"internal/signing"},
 	"github.com/spf13/pflag":                               {"internal/cli"},
 	"golang.org/x/term":                                    {"internal/cli"},
 	"github.com/creack/pty":                                {},

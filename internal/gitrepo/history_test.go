@@ -297,8 +297,13 @@ func TestMarkAnswerLost(t *testing.T) {
 		t.Errorf("main and mark = %q, want %s", got, commit)
 	}
 	deaf.Store(true)
-	_, err := read(t, r, "").Push(t.Context(), marking("a: 3\n"))
+	s := read(t, r, "")
+	before := server.Requests()
+	_, err := s.Push(t.Context(), marking("a: 3\n"))
 	check(t, "Push", err, "status code: 502", "")
+	if got := server.Requests() - before; got != 3 { // two to push, and one to see what came of it
+		t.Errorf("%d requests, want 3", got)
+	}
 	if err := r.MarkRefused(); err != nil {
 		t.Error(err)
 	}

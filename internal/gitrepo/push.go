@@ -36,7 +36,9 @@ type Change struct {
 	// Mark moves the branch's mark, the ref refs/digestlock/<branch>, to the new commit too: both or none, where the
 	// server can do that. A server that takes the branch and refuses the mark is no error, see [Remote.MarkRefused].
 	Mark bool
-	// Sign returns an armored signature of a commit object; nil leaves the commit unsigned.
+
+	// Sign returns the signature of the commit, armored: payload is the commit's object without a signature. Nil means
+	// that it is not signed.
 	Sign func(payload []byte) (string, error)
 }
 
@@ -92,36 +94,14 @@ func (s *Snapshot) build(c Change) (plumbing.Hash, *memory.Storage, error) {
 		return none, nil, ErrNoChange
 	}
 	commit, err := c.commit(tree, s.commit)
+	if err == nil && c.Sign != nil {
+		commit.PGPSignature, err = c.sign(commit)
+	}
 	if err != nil {
 		return none, nil, err
 	}
-	if c.Sign != nil {
-		if err := sign(commit, c.Sign); err != nil {
-			return none, nil, err
-		}
-	}
 	hash, err := e.add(commit)
 	return hash, e.objects, err
-}
-
-// sign signs the object as it is without a signature, which is what git verifies.
-func sign(c *object.Commit, f func([]byte) (string, error)) error {
-	var payload plumbing.MemoryObject
-	if err := c.EncodeWithoutSignature(&payload); err != nil {
-		return err
-	}
-	r, err := payload.Reader()
-	if err != nil {
-		return err
-	}
-	text, err := io.ReadAll(r)
-	if err != nil {
-		return err
-	}
-	if c.PGPSignature, err = f(text); err != nil {
-		return fmt.Errorf("sign: %w", err)
-	}
-	return nil
 }
 
 func (c Change) commit(tree, parent plumbing.Hash) (*object.Commit, error) {
@@ -143,6 +123,24 @@ func (c Change) commit(tree, parent plumbing.Hash) (*object.Commit, error) {
 		Author: author, Committer: committer, Message: message + "\n",
 		TreeHash: tree, ParentHashes: []plumbing.Hash{parent},
 	}, nil
+}
+
+// sign returns the signature, of whatever kind: go-git calls it after the only one that it knows.
+func (c Change) sign(commit *object.Commit) (string, error) {
+	o := &plumbing.MemoryObject{}
+	if err := commit.EncodeWithoutSignature(o); err != nil {
+		return "", err
+	}
+	r, err := o.Reader()
+	if err != nil {
+		return "", err
+	}
+	defer r.Close()
+	payload, err := io.ReadAll(r)
+	if err != nil {
+		return "", err
+	}
+	return c.Sign(payload)
 }
 
 // editor writes new versions of trees of base.
