@@ -54,25 +54,30 @@ func TestKilled(t *testing.T) {
 		}
 		return cmd
 	}
+	began := time.Now()
 	running := []*exec.Cmd{start(), start()}
+	wait := func(digest string) {
+		for deadline := time.Now().Add(time.Minute); at(t, repo, "main") != digest; {
+			if time.Now().After(deadline) {
+				t.Fatalf("the lock is at %q, want %s", at(t, repo, "main"), digest)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	wait(nth(1))
+	span := time.Since(began) // from start to commit, on a machine as busy as this one
 	last := 1
 	for range *kills {
 		last++
 		tag.set(nth(last))
 		c.Flush(t.Context(), []image.Target{{Ref: ref}})
-		// As long as a companion takes to start, read, ask, commit and push, on a machine that is idle or not.
-		time.Sleep(time.Duration(rand.IntN(400)) * time.Millisecond)
+		time.Sleep(rand.N(2 * span))
 		i := rand.IntN(len(running))
 		_ = running[i].Process.Kill()
 		_ = running[i].Wait() // killed
 		running[i] = start()
 	}
-	for deadline := time.Now().Add(time.Minute); at(t, repo, "main") != nth(last); {
-		if time.Now().After(deadline) {
-			t.Fatalf("the lock is at %s, want the last digest, %s", at(t, repo, "main"), nth(last))
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	wait(nth(last))
 	for _, cmd := range running {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait() // killed

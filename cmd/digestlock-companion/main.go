@@ -28,11 +28,11 @@ import (
 const usage = `[FLAGS]
 
 Collects the pins of every resolver replica, asks where the tags stand now, and brings the digest-lock.yaml beside each
-overlay up to date: one commit per repository and branch, and none when no digest changed. It writes to the given
-repositories only, to branches only, and only that file, in directories that hold a kustomization.
+overlay up to date: one commit per repository and branch, and none when no digest changed. It writes only that file, in
+directories that hold a kustomization, to branches only, and never again a digest that a person took back.
 
-At --listen it takes "digestlock flush" and the webhooks of registries for all resolvers, and commits at once. With a bearer
-token: POST /flush, GET /v1/status; with a secret of its sender's: POST /webhook/SENDER; for all: GET /healthz /readyz /metrics.
+With --kubernetes it writes for the Applications that use the plugin, with the credentials for writing that Argo CD has
+for their repositories, and asks Argo CD to look at once. Without, it writes to the repositories given by --repo.
 
 Exit code with --once: 0 everything is up to date, 1 something could not be done (the rest was), 2 wrong usage.`
 
@@ -53,14 +53,14 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	tokenFile := flags.String("resolver-token-file", "", "file with the resolver's bearer token (the first, when it holds several)")
 	listen := flags.String("listen", "", "TCP address for CI, registries and probes, such as :8086; empty for none")
 	readKeys := door.KeyFlags(flags)
-	repos := flags.StringArray("repo", nil, "repository to write to, URL or URL@branch (repeatable); renders of others are refused")
-	name := flags.String("author-name", "digestlock", "author and committer of commits")
-	email := flags.String("author-email", "digestlock@localhost", "e-mail address of the author")
+	repos := flags.StringArray("repo", nil, "repository to write to, URL or URL@branch (repeatable), with the credentials of the flags below")
+	var kube kubeFlags
+	kube.register(flags)
+	var commits commitFlags
+	commits.register(flags)
 	level := slog.LevelInfo
 	flags.TextVar(&level, "log-level", level, "debug, info, warn or error")
 	version := flags.Bool("version", false, "print the version and exit")
-	var quiet companion.Quiet
-	flags.DurationVar(&quiet.Window, "quiet-window", 10*time.Second, "what changes within this time after a commit to a branch waits for one more; 0 commits at once")
 	var creds credentials
 	flags.StringVar(&creds.username, "git-username", "", "user name for https, with --git-password-file")
 	flags.StringVar(&creds.passwordFile, "git-password-file", "", "file with the password or access token for https")
@@ -75,9 +75,9 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 		_, err := fmt.Fprintf(env.Stdout, "digestlock-companion %s\n", buildVersion)
 		return err
 	}
-	if *resolver == "" || len(*repos) == 0 {
-		return cli.Usage("for example: --resolver http://digestlock-resolver:8085 --repo https://git.example.com/team/k8s.git",
-			"--resolver and --repo are needed")
+	if *resolver == "" || len(*repos) == 0 && !kube.on {
+		return cli.Usage("for example: --resolver http://digestlock-resolver:8085 --kubernetes, or --repo https://git.example.com/team/k8s.git",
+			"--resolver is needed, and --kubernetes or --repo")
 	}
 	if *interval <= 0 {
 		return cli.Usage("give a time such as 60s", "--interval=%v is not a time between cycles", *interval)
@@ -108,15 +108,25 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	defer r.close()
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	c := companion.New(companion.Options{
+	options := companion.Options{
 		Replicas:     r.replicas,
 		Repositories: repositories,
-		Author:       gitrepo.Signature{Name: *name, Email: *email},
-		Quiet:        companion.Quiet{Window: quiet.Window, Longest: time.Minute},
 		Version:      buildVersion,
 		Log:          log,
 		Registerer:   metrics,
-	})
+	}
+	if err := commits.apply(&options); err != nil {
+		return err
+	}
+	cluster, stop, err := kube.open(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if cluster != nil {
+		options.Cluster = cluster
+	}
+	c := companion.New(options)
 	if *once {
 		commits, err := c.Once(ctx)
 		log.Info("cycle done", "commits", len(commits), "complete", err == nil)
@@ -134,9 +144,14 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 		})
 		g.Go(func() error { return front.Serve(gctx, l) })
 	}
+	if cluster != nil {
+		g.Go(func() error {
+			cluster.follow(gctx, c.Wake)
+			return nil
+		})
+	}
 	g.Go(func() error {
-		c.Run(gctx, *interval)
-		return nil
+		return kube.lead(gctx, cluster, func(ctx context.Context) { c.Run(ctx, *interval) })
 	})
 	err = g.Wait()
 	log.Info("stopped")

@@ -218,7 +218,7 @@ func misuse(ts *testscript.TestScript, _ bool, args []string) {
 	var stdout, stderr strings.Builder
 	lookup := func(string) (string, bool) { return "", false }
 	for i, a := range args {
-		if a == "password" {
+		if a == "password" || strings.HasSuffix(a, ".tmpl") {
 			args[i] = ts.MkAbs(a)
 		}
 	}

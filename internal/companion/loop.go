@@ -64,6 +64,12 @@ func (b *bell) begun() []chan outcome {
 	return waiting
 }
 
+func (b *bell) start() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stopped = false
+}
+
 func (b *bell) stop() {
 	b.mu.Lock()
 	b.stopped = true
@@ -94,8 +100,9 @@ func (c *Companion) Sync(ctx context.Context) ([]Commit, error) {
 
 // Run does a cycle every interval, give or take a tenth so that companions do not march in step, and whenever Wake or
 // the end of a quiet window asks for one, until ctx ends. What could not be done is logged, one problem a line: the
-// next cycle tries again. It may be called once.
+// next cycle tries again. It may be called again once it has returned.
 func (c *Companion) Run(ctx context.Context, interval time.Duration) {
+	c.bell.start()
 	defer c.bell.stop()
 	for ctx.Err() == nil {
 		waiting := c.bell.begun()

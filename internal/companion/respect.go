@@ -172,7 +172,11 @@ func (h *history) cause(ctx context.Context, dir string, p lock.Pin, last string
 		if err != nil {
 			return "", err
 		}
-		if q, ok := before.Find(p.Image); !ok || q.Digest != p.Digest {
+		q, ok := before.Find(p.Image)
+		if ok && q.Digest == p.Digest && q.Hold != nil {
+			return "", nil // somebody let the pin follow its tag again
+		}
+		if !ok || q.Digest != p.Digest {
 			if byUs(c) {
 				return "", nil
 			}

@@ -163,6 +163,19 @@ func TestReleased(t *testing.T) {
 	wantHold(t, f.repo, server, 2, 0, "")
 }
 
+// TestReleasedByHand: a hold that a person set and took away again keeps nothing.
+func TestReleasedByHand(t *testing.T) {
+	t.Parallel()
+	f := adopted(t)
+	held := pin(server, 1)
+	held.Hold = &lock.Hold{Reason: "the night before the launch"}
+	f.repo.Commit(t, "main", map[string]string{app: lockText(held, pin(worker, 1))})
+	once(t, f.Companion, 0)
+	f.repo.Commit(t, "main", map[string]string{app: lockText(pin(server, 1), pin(worker, 1))})
+	once(t, f.restarted(t).Companion, 1)
+	wantHold(t, f.repo, server, 2, 0, "")
+}
+
 // TestHalfReverted: of two images that one commit moved, only one is taken back.
 func TestHalfReverted(t *testing.T) {
 	t.Parallel()

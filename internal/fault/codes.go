@@ -77,5 +77,8 @@ const (
 	GitHistory     Code = "git-history" // of a checkout, that cannot be read
 )
 
+// Kubernetes is a cluster whose Applications cannot be read.
+const Kubernetes Code = "kubernetes"
+
 // Unexpected is an error that nobody thought of: no file, no network, a bug.
 const Unexpected Code = "unexpected"

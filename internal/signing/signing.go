@@ -58,7 +58,7 @@ func loadSSH(key, passphrase []byte) (func([]byte) (string, error), error) {
 		return nil, invalid("use an ed25519, ecdsa or rsa key, whole, and one that is not in a hardware token", "is damaged, or of a kind that is not supported")
 	case err != nil:
 		return nil, invalid(kindHint, "is neither an SSH nor an OpenPGP key")
-	case signer.PublicKey().Type() == ssh.InsecureKeyAlgoDSA:
+	case signer.PublicKey().Type() == "ssh-dss":
 		return nil, invalid("use an ed25519, ecdsa or rsa key", "is of a kind that OpenSSH no longer verifies")
 	}
 	return func(payload []byte) (string, error) { return signSSH(signer, payload) }, nil

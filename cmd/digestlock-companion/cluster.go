@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/url"
+	"reflect"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/digestlock/digestlock/internal/argocd"
+	"github.com/digestlock/digestlock/internal/companion"
+	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/githubapp"
+	"github.com/digestlock/digestlock/internal/gitrepo"
+)
+
+// syncTimeout is how long the first reading of Applications and secrets may take.
+const syncTimeout = 30 * time.Second
+
+// tellTimeout bounds one word to Argo CD.
+const tellTimeout = 10 * time.Second
+
+// argo is the companion's cluster in terms of package argocd.
+type argo struct {
+	*argocd.Cluster
+	log    *slog.Logger
+	silent bool // asks Argo CD for no refresh and no sync
+
+	mu   sync.Mutex
+	open map[string]opened // by URL and project
+}
+
+type opened struct {
+	credentials argocd.Credentials
+	remote      *gitrepo.Remote
+}
+
+func (a *argo) Applications() ([]companion.Application, error) {
+	all := a.Cluster.Applications()
+	out := make([]companion.Application, len(all))
+	for i, app := range all {
+		out[i] = companion.Application(app)
+	}
+	return out, nil
+}
+
+// Open keeps a repository open until its credentials change, so that what was read of it is read once.
+func (a *argo) Open(_ context.Context, repoURL, project string) (*gitrepo.Remote, error) {
+	creds, ok, err := a.Credentials(repoURL, project)
+	if err != nil {
+		return nil, err
+	}
+	if !ok { // host keys and certificates alone write nowhere
+		return nil, fault.New(fault.GitCredentials, "give Argo CD a secret of type repository-write or repo-write-creds for it, or start the companion with --read-credentials",
+			"no credentials to write to the repository")
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	key := repoURL + " " + project
+	if o, ok := a.open[key]; ok && reflect.DeepEqual(o.credentials, creds) {
+		return o.remote, nil
+	}
+	auth, err := authOf(creds, repoURL)
+	if err != nil {
+		return nil, err
+	}
+	if creds.Insecure {
+		a.log.Warn("certificates and host keys of this repository are not verified, as its secret says", "secret", creds.Source)
+	}
+	remote, err := gitrepo.Open(repoURL, auth)
+	if err != nil {
+		return nil, err
+	}
+	if a.open == nil {
+		a.open = map[string]opened{}
+	}
+	a.open[key] = opened{creds, remote}
+	return remote, nil
+}
+
+func authOf(c argocd.Credentials, repoURL string) (gitrepo.Auth, error) {
+	auth := gitrepo.Auth{
+		Username: c.Username, Password: c.Password, Token: c.BearerToken, SSHKey: c.SSHPrivateKey,
+		KnownHosts: c.KnownHosts, CA: c.CA, ClientCert: c.ClientCert, ClientKey: c.ClientKey,
+		Proxy: c.Proxy, NoProxy: c.NoProxy, Insecure: c.Insecure,
+	}
+	if c.GitHubAppID == 0 {
+		return auth, nil
+	}
+	client, err := auth.Client()
+	if err != nil {
+		return auth, err
+	}
+	u, err := url.Parse(repoURL)
+	if err != nil {
+		return auth, fault.New(fault.GitURL, "use https://host/owner/repository", "repository URL cannot be parsed")
+	}
+	auth.TokenSource, err = githubapp.Source(c.GitHubAppID, c.GitHubAppInstallationID, c.GitHubAppPrivateKey, c.GitHubAppBaseURL,
+		strings.TrimSuffix(strings.Trim(u.Path, "/"), ".git"), client)
+	return auth, err
+}
+
+func (a *argo) Tell(ctx context.Context, app companion.Application, _ string) {
+	if a.silent {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	if err := a.Refresh(ctx, argocd.Application(app), false); err != nil {
+		a.log.Warn("cannot tell of a commit, it will be found by polling", "application", app.Name, "error", err)
+	}
+}
+
+func (a *argo) Stale(ctx context.Context, app companion.Application) {
+	if a.silent {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	err := a.Refresh(ctx, argocd.Application(app), true)
+	if err == nil && app.AutoSync {
+		err = a.Sync(ctx, argocd.Application(app), "")
+	}
+	if err != nil {
+		a.log.Warn("cannot tell that a tag has moved", "application", app.Name, "error", err)
+	}
+}
+
+func (a *argo) Event(ctx context.Context, app companion.Application, warning bool, reason, message string) {
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	a.Cluster.Event(ctx, argocd.Application(app), warning, reason, message)
+}
