@@ -30,7 +30,7 @@ test: ## unit tests, scripts, and the loop with a real registry and real git
 race:
 	go test -race ./...
 
-e2e: ## with Argo CD's own cmp-server and repo-server code, a real registry, git http-backend, a real Gitea
+e2e: ## with Argo CD's own cmp-server and repo-server code, a real registry, git http-backend, a real Gitea, Kubernetes (wants etcd)
 	cd e2e && go vet . && go test -count=1 -timeout 30m .
 
 bench: ## ratios in one run, see bench/README.md

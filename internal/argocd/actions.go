@@ -45,8 +45,11 @@ func (c *Cluster) Refresh(ctx context.Context, app Application, hard bool) error
 // off by now, is left alone. The revision is ignored for several sources, which are synced to their own.
 func (c *Cluster) Sync(ctx context.Context, app Application, revision string) error {
 	var busy error
-	err := wait.PollUntilContextCancel(ctx, pollInterval, true, func(ctx context.Context) (done bool, err error) {
-		done, busy, err = c.trySync(ctx, app, revision)
+	err := wait.PollUntilContextCancel(ctx, pollInterval, true, func(ctx context.Context) (bool, error) {
+		done, why, err := c.trySync(ctx, app, revision)
+		if why != nil {
+			busy = why
+		}
 		return done, err
 	})
 	if err != nil {
