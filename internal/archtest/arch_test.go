@@ -20,8 +20,9 @@ var ours = map[string][]string{
 	"cmd/docker-credential-digestlock": {"internal/cloud"},
 	"cmd/digestlock-companion":         {"internal/api", "internal/argocd", "internal/cli", "internal/companion", "internal/door", "internal/fanout", "internal/fault", "internal/githubapp", "internal/gitrepo", "internal/signing"},
 
-	"bench":       {"examples", "internal/api", "internal/cli", "internal/image", "internal/lock", "internal/pin", "internal/registrytest", "internal/render"},
-	"bench/plain": {"internal/render"},
+	"bench":        {"examples", "internal/api", "internal/cli", "internal/image", "internal/lock", "internal/pin", "internal/registrytest", "internal/render"},
+	"bench/commit": {"internal/gitrepo"},
+	"bench/plain":  {"internal/render"},
 
 	"internal/forge/ensure": {"internal/fault", "internal/forge", "internal/gitrepo"},
 
