@@ -19,14 +19,19 @@ import (
 // syncTimeout is how long the first reading of Applications and secrets may take.
 const syncTimeout = 30 * time.Second
 
-// tellTimeout bounds one word to Argo CD.
-const tellTimeout = 10 * time.Second
+const (
+	// tellTimeout bounds one word to Argo CD, staleTimeout a refresh and the sync that follows it.
+	tellTimeout  = 10 * time.Second
+	staleTimeout = 2 * time.Minute
+)
 
 // argo is the companion's cluster in terms of package argocd.
 type argo struct {
 	*argocd.Cluster
 	log    *slog.Logger
 	silent bool // asks Argo CD for no refresh and no sync
+	life   context.Context // of what is done in the background, with syncs
+	syncs  sync.WaitGroup
 
 	mu   sync.Mutex
 	open map[string]opened // by URL and project
@@ -113,19 +118,22 @@ func (a *argo) Tell(ctx context.Context, app companion.Application, _ string) {
 	}
 }
 
-func (a *argo) Stale(ctx context.Context, app companion.Application) {
+// Stale does not wait: a sync has to wait itself, until Argo CD has rendered anew.
+func (a *argo) Stale(_ context.Context, app companion.Application) {
 	if a.silent {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
-	defer cancel()
-	err := a.Refresh(ctx, argocd.Application(app), true)
-	if err == nil && app.AutoSync {
-		err = a.Sync(ctx, argocd.Application(app), "")
-	}
-	if err != nil {
-		a.log.Warn("cannot tell that a tag has moved", "application", app.Name, "error", err)
-	}
+	a.syncs.Go(func() {
+		ctx, cancel := context.WithTimeout(a.life, staleTimeout)
+		defer cancel()
+		err := a.Refresh(ctx, argocd.Application(app), true)
+		if err == nil && app.AutoSync {
+			err = a.Sync(ctx, argocd.Application(app), "")
+		}
+		if err != nil {
+			a.log.Warn("cannot tell that a tag has moved", "application", app.Name, "error", err)
+		}
+	})
 }
 
 func (a *argo) Event(ctx context.Context, app companion.Application, warning bool, reason, message string) {

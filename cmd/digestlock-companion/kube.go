@@ -58,7 +58,11 @@ func (f *kubeFlags) open(ctx context.Context, log *slog.Logger) (a *argo, stop f
 		stop()
 		return nil, nil, fault.New(fault.Kubernetes, "apply manifests/companion, and check --namespace and --application-namespaces", "%w", err)
 	}
-	return &argo{Cluster: cluster, log: log, silent: f.silent}, stop, nil
+	a = &argo{Cluster: cluster, log: log, silent: f.silent, life: ctx}
+	return a, func() {
+		a.syncs.Wait()
+		stop()
+	}, nil
 }
 
 // lead calls run: at once, or whenever this process holds the lease.

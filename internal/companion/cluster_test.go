@@ -195,3 +195,37 @@ func TestLive(t *testing.T) {
 	once(t, f.Companion, 1)
 	wantPins(t, f.repo, "main", "a", map[string]int{server: 3})
 }
+
+// TestManySources: a thousand sources of one repository are one commit, and as many requests as one.
+func TestManySources(t *testing.T) {
+	t.Parallel()
+	files := map[string]string{}
+	var apps []companion.Application
+	for i := range 1000 {
+		dir := fmt.Sprintf("apps/%03d/overlay", i)
+		files[dir+"/kustomization.yaml"] = overlay
+		apps = append(apps, companion.Application{Name: fmt.Sprintf("app-%03d", i), Path: dir})
+	}
+	f, _ := inCluster(t, files, apps...)
+	for _, a := range apps {
+		f.replica.rendered(f.repo.URL, "", a.Path, a.Name, pin(server, 1))
+	}
+	f.replica.sees(pin(server, 1))
+	before := f.server.Requests()
+	once(t, f.Companion, 1)
+	if n := f.server.Requests() - before; n > 5 { // list, fetch, history, list, push
+		t.Errorf("%d requests, want 5", n)
+	}
+	if len(f.replica.asked) != 1 {
+		t.Errorf("asked for %d images, want 1", len(f.replica.asked))
+	}
+	f.replica.sees(pin(server, 2))
+	once(t, f.Companion, 1)
+	wantPins(t, f.repo, "main", "apps/999/overlay", map[string]int{server: 2})
+	before = f.server.Requests()
+	once(t, f.Companion, 0) // fetches its own commit
+	once(t, f.Companion, 0)
+	if n := f.server.Requests() - before; n > 4 { // list, fetch, contents, list
+		t.Errorf("%d requests for two cycles without news, want 4", n)
+	}
+}

@@ -53,6 +53,7 @@ type replica struct {
 	down     error             // of both calls
 	noAnswer error             // of Resolve
 	asked    []string
+	unasked  []lock.Pin // that it answers all the same
 }
 
 func (r *replica) String() string { return r.name }
@@ -77,6 +78,13 @@ func (r *replica) Resolve(_ context.Context, source *lock.Source, _ []lock.Pin, 
 		if p, ok := r.looks[ref.String()]; ok {
 			out[i] = image.Resolution{Ref: ref, Digest: p.Digest, At: p.ResolvedAt}
 		}
+	}
+	for _, p := range r.unasked {
+		ref, err := image.ParseFull(p.Image)
+		if err != nil {
+			panic(err)
+		}
+		out = append(out, image.Resolution{Ref: ref, Digest: p.Digest, At: p.ResolvedAt})
 	}
 	return out, errors.Join(r.down, r.noAnswer)
 }
@@ -491,4 +499,36 @@ func TestSSH(t *testing.T) {
 	once(t, c, 0)
 	wantPins(t, repo, "main", "app", map[string]int{server: 1})
 	wellBehaved(t, repo)
+}
+
+// TestClockJumped: a look from the future is not believed, and one that is in a lock already keeps no pin from moving.
+func TestClockJumped(t *testing.T) {
+	t.Parallel()
+	ahead := lock.Pin{Image: server, Digest: digest(1), ResolvedAt: time.Now().Add(24 * time.Hour)}
+	f := start(t, map[string]string{"app/kustomization.yaml": overlay, "app/digest-lock.yaml": lockText(ahead, pin(worker, 1))})
+	f.replica.rendered(f.repo.URL, "main", "app", "app", pin(server, 1), lock.Pin{Image: nginx, Digest: digest(1), ResolvedAt: time.Now().Add(time.Hour)})
+	f.replica.sees(lock.Pin{Image: worker, Digest: digest(2), ResolvedAt: time.Now().Add(time.Hour)})
+	once(t, f.Companion, 0)
+	if !strings.Contains(f.log.String(), "the resolver's clock is ahead") {
+		t.Errorf("nothing about the clock in the log:\n%s", f.log)
+	}
+	f.replica.sees(pin(worker, 3))
+	once(t, f.Companion, 1)
+	if text := show(t, f.repo, "main", "app/digest-lock.yaml"); !strings.Contains(text, lockText(ahead)[strings.Index(lockText(ahead), "  - image"):]) {
+		t.Errorf("what did not move has other lines now:\n%s", text)
+	}
+	f.replica.sees(pin(server, 4))
+	once(t, f.Companion, 1)
+	wantPins(t, f.repo, "main", "app", map[string]int{server: 4, worker: 3})
+}
+
+// TestLyingResolver: an answer to what nobody asked changes nothing.
+func TestLyingResolver(t *testing.T) {
+	t.Parallel()
+	f := start(t, map[string]string{"app/kustomization.yaml": overlay, "app/digest-lock.yaml": lockText(pin(server, 1))})
+	f.replica.rendered(f.repo.URL, "main", "app", "app", pin(server, 1))
+	f.replica.sees(pin(server, 1))
+	f.replica.unasked = []lock.Pin{pin(nginx, 6), {Image: server, Digest: "sha256:short", ResolvedAt: at(9)}}
+	once(t, f.Companion, 0)
+	wantPins(t, f.repo, "main", "app", map[string]int{server: 1})
 }

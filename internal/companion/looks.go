@@ -2,10 +2,12 @@ package companion
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
@@ -13,6 +15,9 @@ import (
 
 // maxAsk is how many images one question holds; the resolver refuses more than 1500.
 const maxAsk = 1000
+
+// maxSkew is how far a resolver's clock may be ahead of ours. A pin from the future would not move before it is past.
+const maxSkew = 5 * time.Minute
 
 // look is an image as the credentials of one project see it: a lock must never learn what only another project may
 // read.
@@ -132,11 +137,15 @@ func (l *looks) learn(project string, results []image.Resolution, refused map[lo
 		switch {
 		case res.Err != nil:
 			refused[w] = res.Err
+		case future(res.At):
+			refused[w] = fmt.Errorf("the resolver's clock is ahead: it asked the registry at %v", res.At.UTC())
 		case res.At.After(l.newest[w].ResolvedAt):
 			l.newest[w] = lock.Pin{Image: w.image, Digest: res.Digest, ResolvedAt: res.At}
 		}
 	}
 }
+
+func future(t time.Time) bool { return t.After(time.Now().Add(maxSkew)) }
 
 func (l *looks) alive() []bool {
 	l.mu.Lock()

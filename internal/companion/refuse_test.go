@@ -18,13 +18,14 @@ func TestBrokenLocks(t *testing.T) {
 		"conflict": "<<<<<<< HEAD\n" + lockText(pin(server, 1)),
 		"future":   strings.Replace(lockText(pin(server, 1)), "/v1\n", "/v2\n", 1),
 		"huge":     strings.Repeat("#", 1<<20+1),
+		"lfs":      "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n",
 	}
 	files := map[string]string{"fine/kustomization.yaml": overlay, "elsewhere": "here\n"}
 	f := start(t, nil)
 	for dir, text := range broken {
 		files[dir+"/kustomization.yaml"], files[dir+"/digest-lock.yaml"] = overlay, text
 	}
-	for _, dir := range []string{"conflict", "fine", "future", "huge", "link"} {
+	for _, dir := range []string{"conflict", "fine", "future", "huge", "lfs", "link"} {
 		f.replica.rendered(f.repo.URL, "main", dir, "app", pin(server, 1))
 	}
 	files["link/kustomization.yaml"] = overlay
@@ -36,10 +37,11 @@ func TestBrokenLocks(t *testing.T) {
 	before := f.repo.Git(t, "ls-tree", "-r", "main")
 
 	url := f.repo.URL + "@main: "
-	err := failing(t, f.Companion, 1, "4 problems: (1) ",
+	err := failing(t, f.Companion, 1, "5 problems: (1) ",
 		url+"conflict/digest-lock.yaml:1: merge conflict marker",
 		url+`future/digest-lock.yaml:2: apiVersion "digestlock.dev/v2"`,
 		url+"huge/digest-lock.yaml: larger than 1 MiB",
+		url+"lfs/digest-lock.yaml: a pointer of Git LFS",
 		url+"link/digest-lock.yaml: not a regular file in an existing directory: it is a symbolic link")
 	for _, hint := range []string{"resolve the merge", "upgrade digestlock", "put a regular file there"} {
 		if !strings.Contains(fault.Hint(err), hint) {
@@ -53,7 +55,7 @@ func TestBrokenLocks(t *testing.T) {
 		}
 	}
 	wantPins(t, f.repo, "main", "fine", map[string]int{server: 1})
-	failing(t, f.Companion, 0, "4 problems: (1) ")
+	failing(t, f.Companion, 0, "5 problems: (1) ")
 }
 
 // hashOf adds a blob to a clone.

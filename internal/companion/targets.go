@@ -299,12 +299,12 @@ func keyOf(d lock.Document) [5]string {
 	return [5]string{s.Repository, s.TargetRevision, s.Path, s.Project, s.Application}
 }
 
-// newestPins keeps the newest look at each image, sorted by image, and drops what a lock could not hold: a ledger comes
+// newestPins keeps the newest look at each image, sorted by image, and drops what a lock should not hold: a ledger comes
 // over the network.
 func newestPins(pins []lock.Pin) []lock.Pin {
 	last := map[string]lock.Pin{}
 	for _, p := range pins {
-		if p.Check() != nil {
+		if p.Check() != nil || future(p.ResolvedAt) {
 			continue
 		}
 		if q, ok := last[p.Image]; !ok || p.ResolvedAt.After(q.ResolvedAt) {

@@ -41,6 +41,12 @@ type updater struct {
 // run sets what the last attempt came to. Where the branch moves in between, what to write is worked out anew on the
 // new tip: a commit is applied again, never rebased.
 func (u *updater) run(ctx context.Context) {
+	u.update(ctx)
+	u.failed(ctx)
+	u.stale(ctx)
+}
+
+func (u *updater) update(ctx context.Context) {
 	ctx, cancel := context.WithTimeoutCause(ctx, updateTimeout, fmt.Errorf("not done within %v", updateTimeout))
 	defer cancel()
 	log := u.c.o.Log.With("repository", u.target.repository.URL, "branch", u.target.branch)
@@ -75,8 +81,6 @@ func (u *updater) run(ctx context.Context) {
 		subject, _, _ := strings.Cut(u.commit.Message, "\n")
 		log.Info("committed", "commit", u.commit.Hash, "subject", subject)
 	}
-	u.failed(ctx)
-	u.stale(ctx)
 }
 
 // attempt works out the commit on top of tip and pushes it. It returns what [gitrepo.Snapshot.Files],
@@ -142,7 +146,7 @@ func (u *updater) edits(tip *gitrepo.Snapshot, locks map[string]*lock.Document, 
 	edits := map[string]*lock.Document{}
 	for dir, doc := range locks {
 		o := u.target.paths[dir]
-		next := lock.Merge(doc, observed(doc, o, seen, tip.Commit()))
+		next := merge(doc, observed(doc, o, seen, tip.Commit()))
 		if u.complete && u.c.o.Cluster != nil {
 			next = dropped(next, o, tip.Commit())
 		}
@@ -151,6 +155,27 @@ func (u *updater) edits(tip *gitrepo.Snapshot, locks map[string]*lock.Document, 
 		}
 	}
 	return edits
+}
+
+// merge is [lock.Merge] for a lock that may have times in the future, which a clock that jumped has left there: they keep
+// no pin from moving.
+func merge(doc *lock.Document, seen []lock.Pin) *lock.Document {
+	if doc == nil {
+		return lock.Merge(nil, seen)
+	}
+	past := &lock.Document{Pins: slices.Clone(doc.Pins)}
+	for i, p := range past.Pins {
+		if future(p.ResolvedAt) {
+			past.Pins[i].ResolvedAt = time.Time{}
+		}
+	}
+	next := lock.Merge(past, seen)
+	for i, p := range next.Pins {
+		if q, ok := doc.Find(p.Image); ok && q.Digest == p.Digest {
+			next.Pins[i] = q
+		}
+	}
+	return next
 }
 
 // dropped leaves out the pins of images that no Application of the path rendered at commit. Nothing is dropped before

@@ -48,6 +48,10 @@ func parse(name string, data []byte) (*Document, error) {
 		return nil, fault.New(fault.LockConflict, "resolve the merge: keep either side, the companion brings the digests up to date",
 			"%s:%d: merge conflict marker", name, line)
 	}
+	if bytes.HasPrefix(data, []byte("version https://git-lfs.github.com/spec/")) {
+		return nil, fault.New(fault.LockInvalid, "take "+FileName+" out of Git LFS in .gitattributes: with \"-filter -diff -merge\" after it",
+			"%s: a pointer of Git LFS, not a lock", name)
+	}
 	root, err := document(data)
 	if err != nil {
 		return nil, broken(name, err)
