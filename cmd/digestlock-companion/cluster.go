@@ -29,7 +29,7 @@ const (
 type argo struct {
 	*argocd.Cluster
 	log    *slog.Logger
-	silent bool // asks Argo CD for no refresh and no sync
+	silent bool            // asks Argo CD for no refresh and no sync
 	life   context.Context // of what is done in the background, with syncs
 	syncs  sync.WaitGroup
 

@@ -30,6 +30,7 @@ import (
 	"github.com/digestlock/digestlock/internal/companion"
 	"github.com/digestlock/digestlock/internal/gitrepo"
 	"github.com/digestlock/digestlock/internal/gitserver"
+	"github.com/digestlock/digestlock/internal/lock"
 	"github.com/digestlock/digestlock/internal/registrytest"
 )
 
@@ -205,6 +206,27 @@ func (d *demo) tell(ctx context.Context, stop *closers) error {
 		return err
 	}
 
+	d.chapter("Somebody reverts that commit; the companion does not put the image back")
+	reverted, err := d.revert(ctx, updated, locked)
+	if err != nil {
+		return err
+	}
+	if err := d.check(ctx, reverted, "dev", first, migration); err != nil {
+		return err
+	}
+
+	d.chapter("The next push is adopted again")
+	third := d.push(server)
+	if err := d.flush(ctx, server); err != nil {
+		return err
+	}
+	if updated, err = d.commit(ctx); err != nil {
+		return err
+	}
+	if err := d.check(ctx, updated, "dev", third, migration); err != nil {
+		return err
+	}
+
 	d.chapter("Rollback: the old commit renders the old image, also with the registry and the resolver gone")
 	stop.close()
 	if err := d.check(ctx, locked, "dev", first, migration); err != nil {
@@ -329,6 +351,22 @@ func (d *demo) commit(ctx context.Context) (string, error) {
 		return "", errors.Join(err, fmt.Errorf("a second cycle made %d commits, want none", len(more)))
 	}
 	return c.Hash, nil
+}
+
+// revert takes back what commit did to the lock, as git revert does, and has the companion look at it. It returns the
+// companion's commit.
+func (d *demo) revert(ctx context.Context, commit, before string) (string, error) {
+	file := overlays + "dev/" + lock.FileName
+	old, err := os.ReadFile(filepath.Join(d.dir, "_cmp_server", before[:7], filepath.FromSlash(file)))
+	if err != nil {
+		return "", err
+	}
+	message := "Revert \"build: auto-update backend/server\"\n\nThis reverts commit " + commit + ".\n"
+	d.say("$ git revert %.7s && git push", commit)
+	if _, err := d.repository.Commit("main", message, map[string][]byte{file: old}); err != nil {
+		return "", err
+	}
+	return d.commit(ctx)
 }
 
 func (d *demo) flush(ctx context.Context, repository string) error {
