@@ -341,7 +341,11 @@ func commitAt(t *testing.T, repo *gittest.Repo, second int, lock string, parents
 
 func TestLog(t *testing.T) {
 	t.Parallel()
-	for name, start := range servers {
+	kinds := maps.Clone(servers)
+	kinds["no tree filter"] = func(t *testing.T) *gittest.Server {
+		return gittest.HTTPS(t, gittest.Config("uploadpackfilter.tree.allow=false"))
+	}
+	for name, start := range kinds {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := start(t)
@@ -421,8 +425,9 @@ func TestHistoryRequests(t *testing.T) {
 		{"log, less", func() { log, _ = s.Log(t.Context(), 3) }, 0},
 		{"log, more", func() { log, _ = s.Log(t.Context(), 100) }, 1},
 		{"log, even more", func() { log, _ = s.Log(t.Context(), 1000) }, 0},
-		{"files of the past", func() { filesAt(t, log[len(log)-1], both...) }, 1},
-		{"files of before, known from there", func() { filesAt(t, log[len(log)-1], both...) }, 0},
+		{"files of the past", func() { filesAt(t, log[len(log)-1], both...) }, 2},
+		{"files around it, whose trees came along", func() { filesAt(t, log[len(log)-2], both...) }, 1},
+		{"files of before", func() { filesAt(t, log[len(log)-1], both...) }, 0},
 	} {
 		before := server.Requests()
 		step.do()
