@@ -142,7 +142,7 @@ func TestGone(t *testing.T) {
 // TestManyCompanions: all pins of all writers land, in one line of commits without empty or doubled ones.
 func TestManyCompanions(t *testing.T) {
 	t.Parallel()
-	const writers, updates = 8, 3
+	const writers, updates = 8, 6
 	files := map[string]string{"shared/kustomization.yaml": overlay}
 	for w := range writers {
 		files[fmt.Sprintf("app%d/kustomization.yaml", w)] = overlay
@@ -178,6 +178,12 @@ func TestManyCompanions(t *testing.T) {
 		own := fmt.Sprintf("ghcr.io/acme/app%d:latest", w)
 		shared[own] = updates
 		wantPins(t, f.repo, "main", fmt.Sprintf("app%d", w), map[string]int{own: updates})
+		log := f.repo.Git(t, "log", "--format=%B", "main")
+		for n := 1; n <= updates; n++ {
+			if landed := strings.Count(log, own+"\n  "+arrow(n)); landed != 1 {
+				t.Errorf("update %d of %s was committed %d times, want once", n, own, landed)
+			}
+		}
 	}
 	wantPins(t, f.repo, "main", "shared", shared)
 	bodies := strings.Split(f.repo.Git(t, "log", "--author=digestlock", "--format=%B%x00", "main"), "\x00")
@@ -188,6 +194,15 @@ func TestManyCompanions(t *testing.T) {
 	if merges := f.repo.Git(t, "rev-list", "--min-parents=2", "main"); merges != "" {
 		t.Errorf("merges: %s", merges)
 	}
+}
+
+// arrow is how a message says that a pin moved to its nth digest from the one before.
+func arrow(n int) string {
+	old := "(new)"
+	if n > 1 {
+		old = digest(n - 1)
+	}
+	return old + " → " + digest(n)
 }
 
 // TestGitFaults: what is wrong with one repository is said with a way out and without secrets, and the other advances.
