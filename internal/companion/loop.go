@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -96,6 +97,13 @@ func (c *Companion) Sync(ctx context.Context) ([]Commit, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+}
+
+// Waits reports whether the last cycle left something to commit for the end of a quiet window.
+func (c *Companion) Waits() bool {
+	c.board.mu.Lock()
+	defer c.board.mu.Unlock()
+	return slices.ContainsFunc(c.board.status.Branches, func(b BranchStatus) bool { return !b.Waits.IsZero() })
 }
 
 // Run does a cycle every interval, give or take a tenth so that companions do not march in step, and whenever Wake or

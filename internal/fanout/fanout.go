@@ -35,6 +35,8 @@ type Loop interface {
 	// Sync does as Wake and waits until a cycle that began after the call has ended. It returns its commits and what could
 	// not be done, or the cause of ctx when that ends first.
 	Sync(ctx context.Context) ([]companion.Commit, error)
+	// Waits reports whether the last cycle left something for a later commit, to keep commits apart.
+	Waits() bool
 }
 
 // Options are what a Server is made of.
@@ -189,6 +191,9 @@ func (s *Server) cycle() *door.Cycle {
 		commits, err := s.o.Loop.Sync(ctx)
 		if err != nil && ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
 			return // given up
+		}
+		if err == nil && len(commits) == 0 && s.o.Loop.Waits() {
+			return // what was flushed may be in a commit that is to come
 		}
 		c.Ended, c.Err = true, err
 		for _, x := range commits {

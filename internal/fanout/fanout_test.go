@@ -139,9 +139,12 @@ type loop struct {
 	synced  atomic.Int32
 	atSync  func() // when not nil, called before the cycle
 	stuck   bool   // no cycle ends
+	waits   bool
 	commits []companion.Commit
 	err     error
 }
+
+func (l *loop) Waits() bool { return l.waits }
 
 func (l *loop) Wake() { l.woken.Add(1) }
 
@@ -292,8 +295,13 @@ func TestFlush(t *testing.T) {
 		!strings.Contains(text, `digestlock_companion_forwarded_total{outcome="failed"} 0`) || !strings.Contains(text, "digestlock_flushed_references_total 2") {
 		t.Errorf("metrics:\n%s", text)
 	}
+	// The commit is to come.
+	l.atSync, l.commits, l.err, l.waits = nil, nil, nil, true
+	if res, _, _ := f.flush(t, "one", "", server); res.StatusCode != 202 || res.Header.Get("Location") != "/v1/status" {
+		t.Errorf("with a commit to come: %s, Location %q, want 202 and where to look", res.Status, res.Header.Get("Location"))
+	}
 	// Nothing more to do, and all tags of a repository.
-	l.atSync, l.commits, l.err = nil, nil, nil
+	l.waits = false
 	if res, got, _ := f.flush(t, "one", "", "ghcr.io/acme/server"); res.StatusCode != 200 || got.Commits == nil || len(got.Commits) > 0 ||
 		len(got.Flushed) != 1 || got.Flushed[0].Image != server || got.Flushed[0].Old != d2 || got.Error != nil {
 		t.Errorf("nothing to commit: %s %+v", res.Status, got)
