@@ -88,6 +88,8 @@ func token(ts *testscript.TestScript, _ bool, args []string) {
 // committer is a companion's loop that pushes one commit in each cycle.
 type committer struct{}
 
+func (committer) Waits() bool { return false }
+
 func (committer) Wake() {}
 
 func (committer) Sync(context.Context) ([]companion.Commit, error) {
