@@ -158,3 +158,24 @@ func list(t *testing.T) map[string][]string {
 	}
 	return packages
 }
+
+// TestLean: what digestlock must not link, by whatever way, because each render starts it. text/template and its kin look
+// methods up by name, which makes the linker keep every exported method of every package: 10 MB and 3 ms.
+func TestLean(t *testing.T) {
+	t.Parallel()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", module+"cmd/digestlock").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	deps := strings.Fields(string(out))
+	if !slices.Contains(deps, module+"internal/render") {
+		t.Fatal("not the dependencies of digestlock")
+	}
+	for _, d := range deps {
+		for _, heavy := range []string{"text/template", "html/template", "k8s.io/client-go", "github.com/aws", "github.com/Azure", "cloud.google.com"} {
+			if d == heavy || strings.HasPrefix(d, heavy+"/") && heavy != "text/template" {
+				t.Errorf("digestlock links %s", d)
+			}
+		}
+	}
+}

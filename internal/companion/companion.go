@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"text/template"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -84,7 +83,7 @@ type Options struct {
 	Author     gitrepo.Signature
 	Committer  gitrepo.Signature                                // the zero value means Author
 	Sign       func(payload []byte) (armored string, err error) // of commits; nil for none
-	Message    *template.Template                               // of commit messages, see [DefaultMessage], which nil means
+	Message    func(Message) (string, error)                    // of commits, but for the trailer; nil is [DefaultMessage]
 	SkipCI     bool                                             // have the messages ask CI systems for no run
 	Quiet      Quiet                                            // of Run; Once does not wait
 	Version    string                                           // of the trailer in the messages; "" is "devel"
@@ -105,7 +104,7 @@ type Companion struct {
 // New returns a companion. Two companions cannot share a Registerer.
 func New(o Options) *Companion {
 	if o.Message == nil {
-		o.Message = defaultMessage
+		o.Message = DefaultMessage
 	}
 	if o.Version == "" {
 		o.Version = "devel"

@@ -1,11 +1,11 @@
 package companion
 
 import (
-	"bytes"
+	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"text/template"
 	"unicode"
 
 	"github.com/digestlock/digestlock/internal/fault"
@@ -37,7 +37,7 @@ func changes(old, next *lock.Document) []move {
 	return all
 }
 
-// Message is what a template of commit messages is given.
+// Message is what a commit message is made of.
 type Message struct {
 	Subject    string // as the default message has it
 	Repository string // its URL
@@ -61,52 +61,36 @@ type MessagePlace struct {
 	Applications []string
 }
 
-// DefaultMessage is the template of commit messages unless another is given.
-const DefaultMessage = `{{.Subject}}
-{{range .Images}}
-{{.Image}}
-{{- if .Rejected}}
-  stays at {{.New}}
-  rejected {{.Rejected}}: {{.Reason}}
-{{- else}}
-  {{or .Old "(new)"}} → {{or .New "(no longer rendered)"}}
-{{- end}}
-{{- range .Places}}
-  in {{.File}} for {{join .Applications ", "}}
-{{- end}}
-{{end}}`
-
-var defaultMessage = template.Must(ParseMessage(DefaultMessage))
-
-// ParseMessage parses a template of commit messages, which is given a [Message]. It has the functions short (a digest's
-// first 12 digits) and join (strings.Join). It returns an error for one that fails on an example.
-func ParseMessage(text string) (*template.Template, error) {
-	t, err := template.New("message").Option("missingkey=error").Funcs(template.FuncMap{"short": short, "join": strings.Join}).Parse(text)
-	if err != nil {
-		return nil, err
+// DefaultMessage is what a commit says unless another message is wanted: what moved in the subject, and for each image its
+// full reference, both digests, and where it is rendered.
+func DefaultMessage(m Message) (string, error) {
+	var b strings.Builder
+	b.WriteString(m.Subject + "\n")
+	for _, i := range m.Images {
+		b.WriteString("\n" + i.Image + "\n")
+		if i.Rejected != "" {
+			b.WriteString("  stays at " + i.New + "\n  rejected " + i.Rejected + ": " + i.Reason + "\n")
+		} else {
+			b.WriteString("  " + cmp.Or(i.Old, "(new)") + " → " + cmp.Or(i.New, "(no longer rendered)") + "\n")
+		}
+		for _, p := range i.Places {
+			b.WriteString("  in " + p.File + " for " + strings.Join(p.Applications, ", ") + "\n")
+		}
 	}
-	example := Message{Subject: "s", Repository: "r", Branch: "b", Images: []MessageImage{{
-		Image: "i", Name: "n", Old: "o", New: "n", Places: []MessagePlace{{File: "f", Applications: []string{"a"}}},
-	}}}
-	var b bytes.Buffer
-	if err := t.Execute(&b, example); err != nil {
-		return nil, err
-	}
-	if strings.TrimSpace(b.String()) == "" {
-		return nil, fmt.Errorf("the message is empty")
-	}
-	return t, nil
+	return b.String(), nil
 }
 
 // message returns the message of a commit. The trailer, by which the companion knows its own commits again, is in all.
 func (c *Companion) message(t *target, moves []move) (string, error) {
 	m := Message{Repository: withoutUser(t.repository.URL), Branch: t.branch, Images: images(moves)}
 	m.Subject = subject(m.Images)
-	var b bytes.Buffer
-	if err := c.o.Message.Execute(&b, m); err != nil {
+	text, err := c.o.Message(m)
+	if text = strings.TrimSpace(text); err == nil && text == "" {
+		err = errors.New("it is empty")
+	}
+	if err != nil {
 		return "", fault.New(fault.Usage, "mend the template of --message-template", "commit message: %w", err)
 	}
-	text := strings.TrimSpace(b.String())
 	if c.o.SkipCI {
 		text += "\n\n[skip ci]"
 	}
@@ -159,11 +143,11 @@ func subject(images []MessageImage) string {
 	m := images[0]
 	switch verb {
 	case "hold":
-		return fmt.Sprintf("build: hold %s at %s", m.Name, short(m.New))
+		return fmt.Sprintf("build: hold %s at %s", m.Name, Short(m.New))
 	case "drop":
 		return fmt.Sprintf("build: drop %s", m.Name)
 	}
-	return fmt.Sprintf("build: auto-update %s to %s", m.Name, short(m.New))
+	return fmt.Sprintf("build: auto-update %s to %s", m.Name, Short(m.New))
 }
 
 func (m MessageImage) verb() string {
@@ -189,7 +173,8 @@ func shortName(full string) string {
 // shortDigest is how many hex digits of a digest a subject shows, as many as docker shows of an image ID.
 const shortDigest = 12
 
-func short(digest string) string {
+// Short returns a digest in few digits, for people.
+func Short(digest string) string {
 	algorithm, hex, _ := strings.Cut(digest, ":")
 	return algorithm + ":" + hex[:min(shortDigest, len(hex))] + "…"
 }
