@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -43,6 +44,7 @@ func TestScripts(t *testing.T) {
 			"flush":  flush,
 			"await":  await,
 			"commit": count,
+			"says":   says,
 			"usage":  misuse,
 			"git":    inRepository,
 			"hook":   hook,
@@ -210,6 +212,15 @@ func count(ts *testscript.TestScript, _ bool, args []string) {
 	s := of(ts)
 	if got := s.repo.Git(s.t, "rev-list", "--count", "main"); got != args[0] {
 		ts.Fatalf("%s commits, want %s", got, args[0])
+	}
+}
+
+// says REGEXP checks the last commit on main: who, and what, signature included.
+func says(ts *testscript.TestScript, _ bool, args []string) {
+	s := of(ts)
+	text := s.repo.Git(s.t, "cat-file", "commit", "main")
+	if !regexp.MustCompile("(?m)" + args[0]).MatchString(text) {
+		ts.Fatalf("no match for %s in\n%s", args[0], text)
 	}
 }
 
