@@ -50,6 +50,7 @@ type store struct {
 	mu      sync.Mutex // guards what follows
 	objects *memory.Storage
 	depth   int // how many generations of the branch are here
+	parsed  map[plumbing.Hash][]object.TreeEntry
 }
 
 func newSnapshot(r *Remote, branch plumbing.ReferenceName, tip plumbing.Hash, caps *capability.List) *Snapshot {
@@ -269,13 +270,21 @@ func index(entries []object.TreeEntry, name string) int {
 	return slices.IndexFunc(entries, func(e object.TreeEntry) bool { return e.Name == name })
 }
 
-// entries returns the entries of a tree in a slice of the caller's own.
+// entries returns the entries of a tree, which are not to be changed. A tree is parsed once: a repository with a thousand
+// overlays has its widest directories on the way to all of them.
 func (s *Snapshot) entries(tree plumbing.Hash) ([]object.TreeEntry, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if entries, ok := s.parsed[tree]; ok {
+		return entries, nil
+	}
 	t, err := object.GetTree(s.objects, tree)
 	if err != nil {
 		return nil, fmt.Errorf("tree %s of commit %s: %w", tree, s.commit, err)
 	}
+	if s.parsed == nil {
+		s.parsed = map[plumbing.Hash][]object.TreeEntry{}
+	}
+	s.parsed[tree] = t.Entries
 	return t.Entries, nil
 }
