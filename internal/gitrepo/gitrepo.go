@@ -2,8 +2,8 @@
 //
 // It speaks to the remote through go-git's transport layer: the tip and its trees are fetched without file contents
 // where the server can do that, trees are edited in memory, and the new objects are pushed by compare-and-swap on the
-// tip that was read. No repository is kept on disk and nothing is ever forced. TLS certificates and SSH host keys are
-// verified, unless [Auth] says Insecure.
+// tip that was read. No repository is kept on disk and nothing is ever forced; only a branch that [Change.Onto] names
+// may move sideways. TLS certificates and SSH host keys are verified, unless [Auth] says Insecure.
 package gitrepo
 
 import (
@@ -141,8 +141,8 @@ func (r *Remote) cached(name plumbing.ReferenceName, tip, mark plumbing.Hash) *S
 	return s
 }
 
-// where asks the server where s's branch and its mark are now; the zero hash means that there is none.
-func (r *Remote) where(ctx context.Context, s *Snapshot) (branch, mark plumbing.Hash, err error) {
+// where asks the server of s where a branch and its mark are now; the zero hash means that there is none.
+func (r *Remote) where(ctx context.Context, s *Snapshot, name plumbing.ReferenceName) (branch, mark plumbing.Hash, err error) {
 	ep := s.endpoint
 	session, err := r.uploadPack(ctx, &ep)
 	if err != nil {
@@ -156,13 +156,18 @@ func (r *Remote) where(ctx context.Context, s *Snapshot) (branch, mark plumbing.
 	if err != nil {
 		return plumbing.ZeroHash, plumbing.ZeroHash, err
 	}
-	return refs.References[s.branch.String()], refs.References[markName(s.branch).String()], nil
+	return refs.References[name.String()], refs.References[markName(name).String()], nil
 }
 
 // moved reports whether s's branch is known to be elsewhere than s.
 func (r *Remote) moved(ctx context.Context, s *Snapshot) bool {
-	tip, _, err := r.where(ctx, s)
+	tip, _, err := r.where(ctx, s, s.branch)
 	return err == nil && tip != s.commit
+}
+
+// ValidBranch reports whether Git takes name as the short name of a branch.
+func ValidBranch(name string) bool {
+	return name != "HEAD" && !strings.HasPrefix(name, "refs/") && plumbing.NewBranchReferenceName(name).Validate() == nil
 }
 
 // resolve finds the branch that is meant and its tip.

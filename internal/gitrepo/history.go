@@ -50,6 +50,28 @@ func (r *Remote) refuseMark(branch plumbing.ReferenceName, why *refusal) {
 		"push to %s: %s was rejected: %s", r.name, markName(branch), r.clean(why.reason))
 }
 
+// MarkIsHere reports whether the branch's mark stood at s itself when s was read.
+func (s *Snapshot) MarkIsHere() bool { return s.mark == s.commit }
+
+// Mark moves the branch's mark to s, wherever the branch is by now. A server that refuses it is no error, see
+// [Remote.MarkRefused].
+func (s *Snapshot) Mark(ctx context.Context) error {
+	if s.remote.MarkRefused() != nil {
+		return nil
+	}
+	ctx, cancel := deadline(ctx)
+	defer cancel()
+	err := s.sendMark(ctx, move{branch: s.branch, to: s.commit})
+	if refused, ok := errors.AsType[*refusal](err); ok {
+		s.remote.refuseMark(s.branch, refused)
+		return nil
+	}
+	if err != nil {
+		return s.remote.explain(ctx, "mark a branch of", err)
+	}
+	return nil
+}
+
 // Marked returns the commit that the branch's mark stood at when s was read, reachable from the branch or not, and nil
 // when there is no mark. A mark that stands at anything but a commit, or at one that is not to be had, is an error.
 // ErrMoved means that the branch has moved on, and the mark with it.

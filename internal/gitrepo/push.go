@@ -37,6 +37,11 @@ type Change struct {
 	// server can do that. A server that takes the branch and refuses the mark is no error, see [Remote.MarkRefused].
 	Mark bool
 
+	// Onto moves that branch, a short name, to the new commit, and leaves the snapshot's own where it is. OntoAt is the
+	// commit, in hex, that it must stand at, which need not be in the new one's history; "" means that there must be no
+	// such branch yet: it is created. Mark is not for it.
+	Onto, OntoAt string
+
 	// Sign returns the signature of the commit, armored: payload is the commit's object without a signature. Nil means
 	// that it is not signed.
 	Sign func(payload []byte) (string, error)
@@ -54,11 +59,11 @@ func (s Signature) at(when time.Time) (object.Signature, error) {
 	return object.Signature{Name: name, Email: email, When: when}, nil
 }
 
-// Push commits c on top of s and moves the branch there if it is still at s; it never forces. It returns the new
-// commit's hash. A file keeps the mode that it has, a new one is not executable, and a directory that loses its last
+// Push commits c on top of s and moves the branch there if it is still at s, or else c.Onto if that is still at c.OntoAt;
+// it never forces. It returns the new commit's hash. A file keeps the mode that it has, a new one is not executable, and a directory that loses its last
 // file goes with it.
 //
-// It returns ErrNoChange when there is nothing to commit, ErrMoved when the branch is no longer at s, ErrNotRegular
+// It returns ErrNoChange when there is nothing to commit, ErrMoved when the branch is no longer there, ErrNotRegular
 // inside an [fs.PathError] for a path that [Snapshot.Files] would refuse, ErrAuth when the credentials may not push,
 // and otherwise the server's own reason. When ctx ends it is open whether the push took place: read again.
 func (s *Snapshot) Push(ctx context.Context, c Change) (commit string, err error) {
@@ -68,7 +73,11 @@ func (s *Snapshot) Push(ctx context.Context, c Change) (commit string, err error
 	if err != nil {
 		return "", s.remote.explain(ctx, "commit to", err)
 	}
-	if err := s.push(ctx, hash, objects, c.Mark); err != nil {
+	m := move{branch: s.branch, from: s.commit, to: hash, mark: c.Mark}
+	if c.Onto != "" {
+		m = move{branch: plumbing.NewBranchReferenceName(c.Onto), from: plumbing.NewHash(c.OntoAt), to: hash}
+	}
+	if err := s.push(ctx, m, objects); err != nil {
 		return "", s.remote.explain(ctx, "push to", err)
 	}
 	return hash.String(), nil
@@ -229,77 +238,86 @@ func (e editor) add(o interface {
 	return e.objects.SetEncodedObject(encoded)
 }
 
-// push sends the objects and asks for the branch to move from s to commit. What came of it is decided by where the
-// branch is afterwards, never by what an error says.
-func (s *Snapshot) push(ctx context.Context, commit plumbing.Hash, objects *memory.Storage, mark bool) error {
-	mark = mark && s.remote.MarkRefused() == nil
-	err := s.send(ctx, commit, objects, mark)
+// move is what a push does to a branch, and to its mark. The zero hash is where a branch stands that is not there.
+type move struct {
+	branch   plumbing.ReferenceName
+	from, to plumbing.Hash
+	mark     bool
+}
+
+// push sends the objects and asks for the move. What came of it is decided by where the branch is afterwards, never by
+// what an error says.
+func (s *Snapshot) push(ctx context.Context, m move, objects *memory.Storage) error {
+	m.mark = m.mark && s.remote.MarkRefused() == nil
+	err := s.send(ctx, m, objects)
 	if err == nil || ctx.Err() != nil || errors.Is(err, ErrMoved) {
 		return err
 	}
 	refused, _ := errors.AsType[*refusal](err)
 	if refused != nil {
 		err = fault.New(fault.GitRefused, "allow the pusher to change this branch, or satisfy the rule that the server names",
-			"branch %s was rejected: %w", s.branch.Short(), refused)
+			"branch %s was rejected: %w", m.branch.Short(), refused)
 	}
-	tip, at, lost := s.remote.where(ctx, s)
+	tip, at, lost := s.remote.where(ctx, s, m.branch)
 	switch {
 	case lost != nil:
 		return err
-	case tip != s.commit && tip != commit:
+	case tip != m.from && tip != m.to:
 		return ErrMoved
-	case tip == s.commit && (!mark || refused == nil):
+	case tip == m.from && (!m.mark || refused == nil):
 		return err
-	case tip == s.commit: // because of the mark, perhaps
-		if err := s.push(ctx, commit, objects, false); err != nil {
+	case tip == m.from: // because of the mark, perhaps
+		without := m
+		without.mark = false
+		if err := s.push(ctx, without, objects); err != nil {
 			return err
 		}
 	}
 	// A mark that somebody else has moved since may be free to move the next time.
-	if mark && refused != nil && at == s.mark {
-		s.remote.refuseMark(s.branch, refused)
+	if m.mark && refused != nil && at == s.mark {
+		s.remote.refuseMark(m.branch, refused)
 	}
 	return nil
 }
 
-// send asks for the branch to move from s to commit, and for its mark to move there with it, or after it where the server
-// cannot move both or none: a mark must never stand at a commit that the branch did not get.
-func (s *Snapshot) send(ctx context.Context, commit plumbing.Hash, objects *memory.Storage, mark bool) error {
+// send asks for the move, and for the mark to move there with it, or after it where the server cannot move both or none: a
+// mark must never stand at a commit that the branch did not get.
+func (s *Snapshot) send(ctx context.Context, m move, objects *memory.Storage) error {
 	session, refs, err := s.receiver(ctx)
 	if err != nil {
 		return err
 	}
 	defer session.Close()
-	if refs.References[s.branch.String()] != s.commit {
+	if refs.References[m.branch.String()] != m.from {
 		return ErrMoved
 	}
 	req := packp.NewReferenceUpdateRequestFromCapabilities(refs.Capabilities)
-	req.Commands = []*packp.Command{{Name: s.branch, Old: s.commit, New: commit}}
-	together := mark && refs.Capabilities.Supports(capability.Atomic)
+	req.Commands = []*packp.Command{{Name: m.branch, Old: m.from, New: m.to}}
+	together := m.mark && refs.Capabilities.Supports(capability.Atomic)
 	if together {
 		must(req.Capabilities.Set(capability.Atomic))
-		req.Commands = append(req.Commands, s.markTo(commit, refs))
+		req.Commands = append(req.Commands, m.markCommand(refs))
 	}
-	if err := exchange(ctx, session, refs, req, objects); err != nil || together || !mark {
+	if err := exchange(ctx, session, refs, req, objects); err != nil || together || !m.mark {
 		return err
 	}
-	return s.sendMark(ctx, commit)
+	return s.sendMark(ctx, m)
 }
 
-func (s *Snapshot) sendMark(ctx context.Context, commit plumbing.Hash) error {
+func (s *Snapshot) sendMark(ctx context.Context, m move) error {
 	session, refs, err := s.receiver(ctx)
 	if err != nil {
 		return err
 	}
 	defer session.Close()
 	req := packp.NewReferenceUpdateRequestFromCapabilities(refs.Capabilities)
-	req.Commands = []*packp.Command{s.markTo(commit, refs)}
+	req.Commands = []*packp.Command{m.markCommand(refs)}
 	return exchange(ctx, session, refs, req, memory.NewStorage())
 }
 
-func (s *Snapshot) markTo(commit plumbing.Hash, refs *packp.AdvRefs) *packp.Command {
-	name := markName(s.branch)
-	return &packp.Command{Name: name, Old: refs.References[name.String()], New: commit}
+func (m move) markCommand(refs *packp.AdvRefs) *packp.Command {
+	name := markName(m.branch)
+	return &packp.Command{Name: name, Old: refs.References[name.String()], New: m.to}
 }
 
 // receiver opens a session to push in, which the caller closes.
