@@ -9,13 +9,13 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -60,14 +60,23 @@ func (f *front) wrote() []string {
 	return writes
 }
 
-// createRepo makes a repository of Gitea's user with a first commit on main, which nobody may push to, and returns a
-// clone of it.
-func (g *giteaServer) createRepo(t *testing.T, name string) (work string) {
+// createRepo makes a repository of Gitea's user with files on main, which nobody may push to, and returns a clone of it.
+func (g *giteaServer) createRepo(t *testing.T, name string, files map[string]string) (work string) {
 	t.Helper()
 	g.call(t, http.MethodPost, "/user/repos", map[string]any{"name": name, "default_branch": "main", "auto_init": true})
-	g.call(t, http.MethodPost, "/repos/"+giteaUser+"/"+name+"/branch_protections", map[string]any{"rule_name": "main", "enable_push": false})
 	work = filepath.Join(t.TempDir(), name)
 	git(t, t.TempDir(), "clone", "-q", fmt.Sprintf("http://%s:%s@%s/%[1]s/%[4]s.git", giteaUser, giteaPassword, g.addr, name), work)
+	for path, content := range files {
+		writeFile(t, filepath.Join(work, path), content)
+	}
+	git(t, work, "add", "-A")
+	git(t, work, "commit", "-q", "-m", "add the overlay")
+	git(t, work, "push", "-q", "origin", "main")
+	g.call(t, http.MethodPost, "/repos/"+giteaUser+"/"+name+"/branch_protections", map[string]any{"rule_name": "main", "enable_push": false})
+	git(t, work, "commit", "-q", "--allow-empty", "-m", "by nobody")
+	if out, err := exec.Command("git", "-C", work, "push", "-q", "origin", "HEAD:main").CombinedOutput(); err == nil {
+		t.Fatalf("main is not protected: %s", out)
+	}
 	return work
 }
 
@@ -122,82 +131,171 @@ func (g *giteaServer) ask(t *testing.T, method, path, content string, answer any
 	}
 }
 
-// TestGiteaPullRequest: a branch that nobody may push to gets its commits by one pull request, which is opened, kept as it
-// is and brought up to date, on a real Gitea.
+// proposer is a companion that may not push to main, with what it needs.
+type proposer struct {
+	*resolverFor
+	gitea           *giteaServer
+	front           *front
+	work, tokenFile string
+}
+
+// render has the ledger remember that Argo CD rendered main.
+func (p *proposer) render(t *testing.T) {
+	t.Helper()
+	git(t, p.work, "fetch", "-q")
+	git(t, p.work, "checkout", "-q", "--detach", "origin/main")
+	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "digestlock"), "generate", "--server", "unix://"+p.socket, p.work)
+	cmd.Env = []string{
+		"HOME=" + t.TempDir(), "ARGOCD_APP_NAME=backend", "ARGOCD_APP_PROJECT_NAME=default", "ARGOCD_APP_SOURCE_REPO_URL=" + p.url(),
+		"ARGOCD_APP_SOURCE_TARGET_REVISION=main", "ARGOCD_APP_SOURCE_PATH=.", "ARGOCD_APP_REVISION=" + git(t, p.work, "rev-parse", "HEAD"),
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("generate: %v\n%s", err, out)
+	}
+}
+
+func (p *proposer) url() string { return p.front.url + "/" + giteaUser + "/k8s.git" }
+
+// propose runs digestlock-companion --once in a process of its own, and returns what it printed.
+func (p *proposer) propose(t *testing.T, flags ...string) (string, error) {
+	t.Helper()
+	p.render(t)
+	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "digestlock-companion"), append([]string{
+		"--once", "--resolver", p.api, "--resolver-token-file", p.stack.tokenFile, "--repo", p.url(),
+		"--git-username", giteaUser, "--git-password-file", p.tokenFile, "--git-ca-file", p.front.caFile,
+		"--push-branch", "digestlock/{{.Branch}}", "--forge", "gitea",
+	}, flags...)...)
+	cmd.Env = []string{"HOME=" + t.TempDir()}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// lock returns the lock's text at a branch.
+func (p *proposer) lock(t *testing.T, branch string) string {
+	t.Helper()
+	git(t, p.work, "fetch", "-q")
+	return git(t, p.work, "show", "origin/"+branch+":digest-lock.yaml")
+}
+
+func (p *proposer) head(t *testing.T, branch string) string {
+	t.Helper()
+	git(t, p.work, "fetch", "-q")
+	return git(t, p.work, "rev-parse", "origin/"+branch)
+}
+
+func (p *proposer) merge(t *testing.T, number int, how string) {
+	t.Helper()
+	// Gitea looks whether a request can be merged in the background.
+	path := fmt.Sprintf("/repos/%s/k8s/pulls/%d", giteaUser, number)
+	for deadline := time.Now().Add(startTimeout); ; time.Sleep(50 * time.Millisecond) {
+		var state struct{ Mergeable bool }
+		if p.gitea.ask(t, http.MethodGet, path, "", &state); state.Mergeable {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("request %d cannot be merged", number)
+		}
+	}
+	p.gitea.call(t, http.MethodPost, path+"/merge", map[string]any{"Do": how})
+}
+
+// TestGiteaPullRequest: a branch that nobody may push to gets its lock by one pull request, which is opened, brought up to
+// date, merged and respected, on a real Gitea.
 func TestGiteaPullRequest(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds Gitea")
 	}
 	gitea := startGitea(t)
-	front := gitea.secure(t)
-	work := gitea.createRepo(t, "k8s")
-	tokenFile := gitea.tokenFile(t)
-
-	writeFile(t, filepath.Join(work, "digest-lock.yaml"), "a\n")
-	git(t, work, "checkout", "-q", "-b", "digestlock/main")
-	git(t, work, "add", "-A")
-	git(t, work, "commit", "-q", "-m", "lock")
-	if out, err := exec.Command("git", "-C", work, "push", "-q", "origin", "HEAD:main").CombinedOutput(); err == nil {
-		t.Fatalf("main is not protected: %s", out)
-	}
-	git(t, work, "push", "-q", "origin", "digestlock/main")
-
-	program := filepath.Join(t.TempDir(), "ensure")
-	build := exec.Command("go", "build", "-o", program, "./internal/forge/ensure")
-	build.Dir = ".."
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build ensure: %v\n%s", err, out)
-	}
-	ensure := func(token, head, body string) (string, error) {
-		cmd := exec.Command(program, "gitea", front.url+"/"+giteaUser+"/k8s.git", token, front.caFile, head, "main", "build: auto-update", body)
-		out, err := cmd.CombinedOutput()
-		return strings.TrimSpace(string(out)), err
-	}
-	page := func(n int) string { return fmt.Sprintf("%s/%s/k8s/pulls/%d", front.url, giteaUser, n) }
-	pull := func(n int, state, body string) giteaPull {
-		p := giteaPull{Number: n, State: state, Title: "build: auto-update", Body: body}
-		p.Head.Ref, p.Base.Ref = "digestlock/main", "main"
-		return p
-	}
+	registry := startRegistry(t, "")
+	p := &proposer{resolverFor: startResolverFor(t, registry), gitea: gitea, front: gitea.secure(t)}
+	p.tokenFile = gitea.tokenFile(t)
+	p.work = gitea.createRepo(t, "k8s", map[string]string{
+		"kustomization.yaml": "resources: [pod.yaml]\n",
+		"pod.yaml":           "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: " + registry.image("acme/server") + "}]}\n",
+	})
 	const path = "/api/v1/repos/" + giteaUser + "/k8s/pulls"
-	steps := []struct {
-		name, body, want string
-		writes           []string
-		pulls            []giteaPull
-	}{
-		{"create", "one\n\ntwo", `{"created":true,"page":"` + page(1) + `"}`, []string{"POST " + path}, []giteaPull{pull(1, "open", "one\n\ntwo")}},
-		{"unchanged", "one\n\ntwo", `{"created":false,"page":"` + page(1) + `"}`, nil, []giteaPull{pull(1, "open", "one\n\ntwo")}},
-		{"update", "three", `{"created":false,"page":"` + page(1) + `"}`, []string{"PATCH " + path + "/1"}, []giteaPull{pull(1, "open", "three")}},
-		{"closed", "four", `{"created":true,"page":"` + page(2) + `"}`, []string{"POST " + path}, []giteaPull{pull(1, "closed", "three"), pull(2, "open", "four")}},
-	}
-	for _, s := range steps {
-		if s.name == "closed" {
-			gitea.call(t, http.MethodPatch, "/repos/"+giteaUser+"/k8s/pulls/1", map[string]string{"state": "closed"})
+	// step runs the companion twice, the second time with nothing to do, and checks what it wrote and which requests there are.
+	step := func(name string, writes, pulls []string) {
+		t.Helper()
+		for i, want := range [][]string{writes, nil} {
+			before := p.head(t, "main")
+			if out, err := p.propose(t); err != nil {
+				t.Fatalf("%s: %v\n%s", name, err, out)
+			}
+			if got := p.head(t, "main"); got != before {
+				t.Errorf("%s, run %d: main is at %s, was at %s", name, i+1, got, before)
+			}
+			if d := cmp.Diff(want, p.front.wrote()); d != "" {
+				t.Errorf("%s, run %d wrote (-want +got):\n%s", name, i+1, d)
+			}
 		}
-		got, err := ensure(tokenFile, "digestlock/main", s.body)
-		if err != nil || got != s.want {
-			t.Fatalf("%s: %s (%v), want %s", s.name, got, err, s.want)
+		var got []string
+		for _, r := range gitea.pulls(t, "k8s") {
+			got = append(got, fmt.Sprintf("%d %s %s→%s %s", r.Number, r.State, r.Head.Ref, r.Base.Ref, strings.Fields(r.Title)[1]))
 		}
-		if d := cmp.Diff(s.writes, front.wrote()); d != "" {
-			t.Errorf("%s wrote (-want +got):\n%s", s.name, d)
-		}
-		if d := cmp.Diff(s.pulls, gitea.pulls(t, "k8s")); d != "" {
-			t.Errorf("%s leaves (-want +got):\n%s", s.name, d)
+		if d := cmp.Diff(pulls, got); d != "" {
+			t.Errorf("%s leaves requests (-want +got):\n%s", name, d)
 		}
 	}
+	has := func(branch, want string) {
+		t.Helper()
+		if text := p.lock(t, branch); !strings.Contains(text, want) {
+			t.Errorf("the lock of %s is without %s:\n%s", branch, want, text)
+		}
+	}
+
+	first := registry.push(t, "acme/server:latest")
+	step("opened", []string{"POST " + path}, []string{"1 open digestlock/main→main auto-update"})
+	has("digestlock/main", first)
+
+	second := registry.push(t, "acme/server:latest")
+	p.flush(t, registry.image("acme/server"))
+	step("updated", []string{"PATCH " + path + "/1"}, []string{"1 open digestlock/main→main auto-update"})
+	has("digestlock/main", second)
+	if body := gitea.pulls(t, "k8s")[0].Body; !strings.Contains(body, second) || strings.Contains(body, first) {
+		t.Errorf("the request says\n%s", body)
+	}
+
+	p.merge(t, 1, "squash")
+	step("merged", nil, []string{"1 closed digestlock/main→main auto-update"})
+	has("main", second)
+	if message := git(t, p.work, "log", "-1", "--format=%B", "origin/main"); !strings.Contains(message, "\nDigestlock-Companion: ") {
+		t.Errorf("the squashed commit has no trailer:\n%s", message)
+	}
+
+	third := registry.push(t, "acme/server:latest")
+	p.flush(t, registry.image("acme/server"))
+	step("next", []string{"POST " + path}, []string{"1 closed digestlock/main→main auto-update", "2 open digestlock/main→main auto-update"})
+	p.merge(t, 2, "merge")
+	has("main", third)
+
+	git(t, p.work, "fetch", "-q")
+	git(t, p.work, "checkout", "-q", "-B", "undo", "origin/main")
+	git(t, p.work, "revert", "--no-edit", "--mainline", "1", "HEAD")
+	git(t, p.work, "push", "-q", "origin", "undo")
+	gitea.call(t, http.MethodPost, "/repos/"+giteaUser+"/k8s/pulls", map[string]any{"head": "undo", "base": "main", "title": "Revert it"})
+	p.merge(t, 3, "squash")
+	has("main", second)
+	all := []string{"1 closed digestlock/main→main auto-update", "2 closed digestlock/main→main auto-update", "3 closed undo→main it"}
+	step("reverted", []string{"POST " + path}, append(all, "4 open digestlock/main→main hold"))
+	has("main", second)
+	has("digestlock/main", "rejected: "+third)
+
+	gitea.call(t, http.MethodPatch, "/repos/"+giteaUser+"/k8s/pulls/4", map[string]string{"state": "closed"})
+	step("closed", nil, append(all, "4 closed digestlock/main→main hold"))
+	fourth := registry.push(t, "acme/server:latest")
+	p.flush(t, registry.image("acme/server"))
+	step("something new", []string{"POST " + path}, append(all, "4 closed digestlock/main→main hold", "5 open digestlock/main→main auto-update"))
+	has("digestlock/main", fourth)
 
 	wrong := filepath.Join(t.TempDir(), "token")
-	if err := os.WriteFile(wrong, []byte("s3cret"), 0o600); err != nil {
-		t.Fatal(err)
+	writeFile(t, wrong, "s3cret\n")
+	registry.push(t, "acme/server:latest")
+	p.flush(t, registry.image("acme/server"))
+	out, err := p.propose(t, "--forge-token-file", wrong)
+	if err == nil || !strings.Contains(out, "401 Unauthorized: ") || strings.Contains(out, "s3cret") {
+		t.Errorf("wrong token: %v\n%s", err, out)
 	}
-	for _, tt := range []struct{ name, token, head, want string }{
-		{"wrong token", wrong, "digestlock/main", "401 Unauthorized: "},
-		{"no such branch", tokenFile, "digestlock/none", "hint: check that both branches are there"},
-		{"no commits", tokenFile, "main", "422 Unprocessable Entity: "},
-	} {
-		out, err := ensure(tt.token, tt.head, "x")
-		if err == nil || !strings.Contains(out, tt.want) || strings.Contains(out, "s3cret") {
-			t.Errorf("%s: %s (%v), want %s", tt.name, out, err, tt.want)
-		}
-	}
+	p.front.wrote()
+	step("and the right one", []string{"PATCH " + path + "/5"}, append(all, "4 closed digestlock/main→main hold", "5 open digestlock/main→main auto-update"))
 }

@@ -33,13 +33,15 @@ type argo struct {
 	life   context.Context // of what is done in the background, with syncs
 	syncs  sync.WaitGroup
 
+	forges *forgeFlags
+
 	mu   sync.Mutex
 	open map[string]opened // by URL and project
 }
 
 type opened struct {
 	credentials argocd.Credentials
-	remote      *gitrepo.Remote
+	repository  companion.Repository
 }
 
 func (a *argo) Applications() ([]companion.Application, error) {
@@ -52,37 +54,42 @@ func (a *argo) Applications() ([]companion.Application, error) {
 }
 
 // Open keeps a repository open until its credentials change, so that what was read of it is read once.
-func (a *argo) Open(_ context.Context, repoURL, project string) (*gitrepo.Remote, error) {
+func (a *argo) Open(_ context.Context, repoURL, project string) (companion.Repository, error) {
+	var none companion.Repository
 	creds, ok, err := a.Credentials(repoURL, project)
 	if err != nil {
-		return nil, err
+		return none, err
 	}
 	if !ok { // host keys and certificates alone write nowhere
-		return nil, fault.New(fault.GitCredentials, "give Argo CD a secret of type repository-write or repo-write-creds for it, or start the companion with --read-credentials",
+		return none, fault.New(fault.GitCredentials, "give Argo CD a secret of type repository-write or repo-write-creds for it, or start the companion with --read-credentials",
 			"no credentials to write to the repository")
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	key := repoURL + " " + project
 	if o, ok := a.open[key]; ok && reflect.DeepEqual(o.credentials, creds) {
-		return o.remote, nil
+		return o.repository, nil
 	}
 	auth, err := authOf(creds, repoURL)
 	if err != nil {
-		return nil, err
+		return none, err
 	}
 	if creds.Insecure {
 		a.log.Warn("certificates and host keys of this repository are not verified, as its secret says", "secret", creds.Source)
 	}
 	remote, err := gitrepo.Open(repoURL, auth)
 	if err != nil {
-		return nil, err
+		return none, err
+	}
+	ensure, err := a.forges.open(repoURL, auth)
+	if err != nil {
+		return none, err
 	}
 	if a.open == nil {
 		a.open = map[string]opened{}
 	}
-	a.open[key] = opened{creds, remote}
-	return remote, nil
+	a.open[key] = opened{creds, companion.Repository{Remote: remote, Ensure: ensure}}
+	return a.open[key].repository, nil
 }
 
 func authOf(c argocd.Credentials, repoURL string) (gitrepo.Auth, error) {

@@ -58,6 +58,8 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	kube.register(flags)
 	var commits commitFlags
 	commits.register(flags)
+	var forges forgeFlags
+	forges.register(flags)
 	level := slog.LevelInfo
 	flags.TextVar(&level, "log-level", level, "debug, info, warn or error")
 	version := flags.Bool("version", false, "print the version and exit")
@@ -99,7 +101,11 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	if err != nil {
 		return err
 	}
-	repositories, err := open(*repos, auth)
+	var options companion.Options
+	if err := forges.parse(&options); err != nil {
+		return err
+	}
+	repositories, err := open(*repos, auth, &forges)
 	if err != nil {
 		return err
 	}
@@ -108,13 +114,8 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	defer r.close()
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	options := companion.Options{
-		Replicas:     r.replicas,
-		Repositories: repositories,
-		Version:      buildVersion,
-		Log:          log,
-		Registerer:   metrics,
-	}
+	options.Replicas, options.Repositories = r.replicas, repositories
+	options.Version, options.Log, options.Registerer = buildVersion, log, metrics
 	if err := commits.apply(&options); err != nil {
 		return err
 	}
@@ -124,6 +125,7 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	}
 	defer stop()
 	if cluster != nil {
+		cluster.forges = &forges
 		options.Cluster = cluster
 	}
 	c := companion.New(options)
@@ -208,7 +210,7 @@ func (r *resolvers) close() {
 	r.clients = nil
 }
 
-func open(specs []string, auth gitrepo.Auth) ([]companion.Repository, error) {
+func open(specs []string, auth gitrepo.Auth, forges *forgeFlags) ([]companion.Repository, error) {
 	var out []companion.Repository
 	var hosts []string
 	for _, spec := range specs {
@@ -221,10 +223,14 @@ func open(specs []string, auth gitrepo.Auth) ([]companion.Repository, error) {
 			return nil, cli.Usage("name a branch after the @, or leave it out to write to every branch that an Application follows",
 				"--repo: no branch after %s@", remote)
 		}
+		ensure, err := forges.open(repo, forges.apiAuth(auth))
+		if err != nil {
+			return nil, fmt.Errorf("--repo: %s: %w", remote, err)
+		}
 		if u, err := url.Parse(repo); err == nil && u.Scheme == "https" {
 			hosts = append(hosts, strings.ToLower(u.Host))
 		}
-		out = append(out, companion.Repository{Remote: remote, URL: repo, Branch: branch})
+		out = append(out, companion.Repository{Remote: remote, URL: repo, Branch: branch, Ensure: ensure})
 	}
 	slices.Sort(hosts)
 	if hosts = slices.Compact(hosts); len(hosts) > 1 && (auth.Password != "" || auth.Token != "") {

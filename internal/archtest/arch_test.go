@@ -18,13 +18,11 @@ const module = "github.com/digestlock/digestlock/"
 var ours = map[string][]string{
 	"cmd/digestlock":                   {"internal/api", "internal/cache", "internal/cli", "internal/credentials", "internal/daemon", "internal/demo", "internal/door", "internal/fault", "internal/history", "internal/image", "internal/lock", "internal/registry", "internal/remotebase", "internal/render", "internal/shared", "plugin"},
 	"cmd/docker-credential-digestlock": {"internal/cloud"},
-	"cmd/digestlock-companion":         {"internal/api", "internal/argocd", "internal/cli", "internal/companion", "internal/door", "internal/fanout", "internal/fault", "internal/githubapp", "internal/gitrepo", "internal/signing"},
+	"cmd/digestlock-companion":         {"internal/api", "internal/argocd", "internal/cli", "internal/companion", "internal/door", "internal/fanout", "internal/fault", "internal/forge", "internal/githubapp", "internal/gitrepo", "internal/signing"},
 
 	"bench":        {"examples", "internal/api", "internal/cli", "internal/image", "internal/lock", "internal/pin", "internal/registrytest", "internal/render"},
 	"bench/commit": {"internal/gitrepo"},
 	"bench/plain":  {"internal/render"},
-
-	"internal/forge/ensure": {"internal/fault", "internal/forge", "internal/gitrepo"},
 
 	"plugin":             {"internal/checkout", "internal/fault", "internal/image", "internal/lock", "internal/pin", "internal/render"},
 	"internal/companion": {"internal/fault", "internal/gitrepo", "internal/image", "internal/lock"},

@@ -24,18 +24,19 @@ type cluster struct {
 	open   map[string]*gitrepo.Remote // by URL
 	opened []string
 	told   []string
+	ensure func(context.Context, companion.Request) (string, bool, error)
 }
 
 func (c *cluster) Applications() ([]companion.Application, error) { return c.apps, c.down }
 
-func (c *cluster) Open(_ context.Context, url, project string) (*gitrepo.Remote, error) {
+func (c *cluster) Open(_ context.Context, url, project string) (companion.Repository, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.opened = append(c.opened, url+" for "+project)
 	if r := c.open[url]; r != nil {
-		return r, nil
+		return companion.Repository{Remote: r, Ensure: c.ensure}, nil
 	}
-	return nil, errors.New("no write credentials for " + url)
+	return companion.Repository{}, errors.New("no write credentials for " + url)
 }
 
 func (c *cluster) Tell(_ context.Context, app companion.Application, _ string) {

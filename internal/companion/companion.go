@@ -43,6 +43,10 @@ type Repository struct {
 	Remote *gitrepo.Remote
 	URL    string // as Applications write it; compared with [SameRepository]
 	Branch string // the only branch to write to, its short name; "" for every branch that an Application follows
+
+	// Ensure sees to it that exactly one open request is as r says, and returns the address of its page and whether it
+	// was created. With [Options.PushBranch] it is called once for each state of that branch; nil leaves requests to others.
+	Ensure func(ctx context.Context, r Request) (page string, created bool, err error)
 }
 
 // Application is one source of an Argo CD Application that uses the plugin.
@@ -61,9 +65,9 @@ type Application struct {
 type Cluster interface {
 	// Applications returns all sources that use the plugin. An error means that they are not known now.
 	Applications() ([]Application, error)
-	// Open returns how to reach the repository at url with the credentials that Argo CD has for it and project. It
-	// returns the same Remote again for as long as they do not change.
-	Open(ctx context.Context, url, project string) (*gitrepo.Remote, error)
+	// Open returns how to reach the repository at url with the credentials that Argo CD has for it and project: its Remote,
+	// the same again for as long as they do not change, and Ensure. The rest is not looked at.
+	Open(ctx context.Context, url, project string) (Repository, error)
 	// Tell has Argo CD look at an Application again at once, after a commit to its lock.
 	Tell(ctx context.Context, app Application, commit string)
 	// Stale has Argo CD render and sync an Application of mode live again: a tag that it renders has moved.
@@ -79,14 +83,17 @@ type Options struct {
 	Repositories []Repository // what may be written to beside that which Cluster opens
 	// Cluster says which Applications there are: renders of others are refused. Without one, every render of a
 	// repository in Repositories counts, and no pin is ever dropped, because nobody knows who else renders it.
-	Cluster    Cluster
-	Author     gitrepo.Signature
-	Committer  gitrepo.Signature                                // the zero value means Author
-	Sign       func(payload []byte) (armored string, err error) // of commits; nil for none
-	Message    func(Message) (string, error)                    // of commits, but for the trailer; nil is [DefaultMessage]
-	SkipCI     bool                                             // have the messages ask CI systems for no run
-	Quiet      Quiet                                            // of Run; Once does not wait
-	Version    string                                           // of the trailer in the messages; "" is "devel"
+	Cluster   Cluster
+	Author    gitrepo.Signature
+	Committer gitrepo.Signature                                // the zero value means Author
+	Sign      func(payload []byte) (armored string, err error) // of commits; nil for none
+	Message   func(Message) (string, error)                    // of commits, but for the trailer; nil is [DefaultMessage]
+	// PushBranch names the branch to push to in place of a followed one, see [CheckPushBranch]. The followed branch is then
+	// left to those who merge the request. Nil pushes to the followed branch.
+	PushBranch func(branch string) (string, error)
+	SkipCI     bool   // have the messages ask CI systems for no run
+	Quiet      Quiet  // of Run; Once does not wait
+	Version    string // of the trailer in the messages; "" is "devel"
 	Log        *slog.Logger
 	Registerer prometheus.Registerer // of the metrics of Run; nil for none
 }
@@ -137,6 +144,7 @@ func (c *Companion) cycle(ctx context.Context, quiet Quiet) outcome {
 		c.o.Log.Warn("no resolver knows of a render", "hint", "nothing to do until Argo CD renders; a hard refresh makes it")
 	}
 	targets, unread := c.targets(ctx, docs)
+	c.heads(targets)
 	looks := newLooks(replicas, c.o.Log)
 	updates := make([]updater, len(targets))
 	for i, t := range targets {
@@ -158,12 +166,13 @@ func (c *Companion) cycle(ctx context.Context, quiet Quiet) outcome {
 
 // branch is what the companion remembers of one branch from cycle to cycle. Whatever it says can be lost: Git knows.
 type branch struct {
-	pause  pause
-	ours   *ours                  // what the companion last committed there; nil when that is not known
-	last   *Commit                // and its commit, of this process
-	at     time.Time              // when
-	failed string                 // what Applications were last told of
-	told   map[Application]string // digests that moved under an Application of mode live, once told
+	pause    pause
+	ours     *ours     // what the companion last committed there; nil when that is not known
+	last     *Commit   // and its commit, of this process
+	at       time.Time // when
+	failed   string    // what Applications were last told of
+	proposed proposal
+	told     map[Application]string // digests that moved under an Application of mode live, once told
 }
 
 func (c *Companion) branch(t *target) *branch {

@@ -37,6 +37,11 @@ func (u *updater) respect(ctx context.Context, tip *gitrepo.Snapshot, locks, edi
 	if err != nil || last == nil || last.commit == tip.Commit() {
 		return err
 	}
+	if last.locks == nil { // the contents in one round trip
+		if _, err := last.tree.Files(ctx, lockFiles(locks)); err != nil {
+			return fmt.Errorf("commit %s: %w", last.commit, err)
+		}
+	}
 	for dir, doc := range locks {
 		if doc == nil {
 			continue

@@ -24,6 +24,8 @@ type BranchStatus struct {
 	Repository string         `json:"repository"`
 	Branch     string         `json:"branch"`
 	Tip        string         `json:"tip"`
+	PushBranch string         `json:"pushBranch,omitempty"` // where commits go in place of Branch
+	Request    string         `json:"request,omitempty"`    // the page of the one from there, while it has something to ask for
 	LastCommit *CommitStatus  `json:"lastCommit,omitempty"` // of this process
 	Waits      time.Time      `json:"waitsUntil,omitzero"`  // when what changed is committed at the latest that is known now
 	Problems   []string       `json:"problems,omitempty"`
@@ -102,14 +104,14 @@ func texts(problems []error) []string {
 
 func (u *updater) status() BranchStatus {
 	s := BranchStatus{
-		Repository: withoutUser(u.target.repository.URL), Branch: u.target.branch, Tip: u.tip.Commit(),
+		Repository: withoutUser(u.target.repository.URL), Branch: u.target.branch, Tip: u.tip.Commit(), PushBranch: u.target.head, Request: u.page,
 		Problems: texts(u.problems), Sources: []SourceStatus{}, Pins: []PinStatus{},
 	}
 	if c := u.branch.last; c != nil {
 		subject, _, _ := strings.Cut(c.Message, "\n")
 		s.LastCommit = &CommitStatus{Hash: c.Hash, Subject: subject, At: u.branch.at.UTC()}
 	}
-	if u.commit != nil {
+	if u.commit != nil && u.target.head == "" {
 		s.Tip = u.commit.Hash
 	}
 	if u.waits {

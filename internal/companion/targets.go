@@ -28,9 +28,13 @@ type target struct {
 	branch     string
 	tip        *gitrepo.Snapshot       // where the branch was at the start of the cycle
 	paths      map[string]*observation // by path, as [path.Clean] spells it
+	head       string                  // the branch to push to, "" for the same; see Options.PushBranch
+	refused    error                   // why there is none to push to
 }
 
-func (t *target) key() string { return normalise(t.repository.URL) + "@" + t.branch }
+func (t *target) key() string { return t.at(t.branch) }
+
+func (t *target) at(branch string) string { return normalise(t.repository.URL) + "@" + branch }
 
 // observation is what is known of one path: Applications may share it.
 type observation struct {
@@ -254,11 +258,11 @@ func (c *Companion) repositories(ctx context.Context, s source) ([]Repository, e
 		c.metrics.refused.Inc()
 		return nil, nil
 	}
-	remote, err := c.o.Cluster.Open(ctx, s.Repository, s.Project)
+	r, err := c.o.Cluster.Open(ctx, s.Repository, s.Project)
 	if err != nil {
 		return nil, fmt.Errorf("application %s: %w", s.Name, err)
 	}
-	return []Repository{{Remote: remote, URL: withoutUser(s.Repository)}}, nil
+	return []Repository{{Remote: r.Remote, URL: withoutUser(s.Repository), Ensure: r.Ensure}}, nil
 }
 
 func (t *target) add(sources []source) {

@@ -11,8 +11,27 @@ import (
 // tell has Argo CD look at each Application again whose lock a commit changed, and notes beside it what happened to its
 // images.
 func (u *updater) tell(ctx context.Context, commit string, moves []move) {
-	cluster := u.c.o.Cluster
-	if cluster == nil {
+	u.toEach(moves, func(cluster Cluster, app Application, moves []move) {
+		cluster.Tell(ctx, app, commit)
+		for _, m := range moves {
+			warning, reason, text := m.event(commit)
+			cluster.Event(ctx, app, warning, reason, text)
+		}
+	})
+}
+
+// announce notes beside each Application what will happen to its images once the request is merged.
+func (u *updater) announce(ctx context.Context, page string, moves []move) {
+	u.toEach(moves, func(cluster Cluster, app Application, moves []move) {
+		for _, m := range moves {
+			cluster.Event(ctx, app, false, "DigestProposed", m.proposal(page))
+		}
+	})
+}
+
+// toEach calls f for each Application whose locks the moves are in, with those that are.
+func (u *updater) toEach(moves []move, f func(Cluster, Application, []move)) {
+	if u.c.o.Cluster == nil {
 		return
 	}
 	var apps []Application
@@ -25,13 +44,17 @@ func (u *updater) tell(ctx context.Context, commit string, moves []move) {
 			notes[s.Application] = append(notes[s.Application], m)
 		}
 	}
-	each(apps, func(_ int, app Application) {
-		cluster.Tell(ctx, app, commit)
-		for _, m := range notes[app] {
-			warning, reason, text := m.event(commit)
-			cluster.Event(ctx, app, warning, reason, text)
-		}
-	})
+	each(apps, func(_ int, app Application) { f(u.c.o.Cluster, app, notes[app]) })
+}
+
+func (m move) proposal(page string) string {
+	switch {
+	case m.hold != nil:
+		return fmt.Sprintf("%s is held at %s once %s is merged: %s", m.image, m.new, page, m.hold.Reason)
+	case m.new == "":
+		return fmt.Sprintf("%s is no longer rendered, its pin is dropped once %s is merged", m.image, page)
+	}
+	return fmt.Sprintf("%s moves to %s once %s is merged", m.image, m.new, page)
 }
 
 func (m move) event(commit string) (warning bool, reason, text string) {

@@ -1,6 +1,7 @@
 package companion
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,7 @@ type updater struct {
 	locks    map[string]*lock.Document // as the last attempt left them, by path
 	commit   *Commit                   // nil when there was nothing to do
 	waits    bool                      // for the quiet window
+	page     string                    // of the request that is open
 	problems []error                   // of the last attempt
 }
 
@@ -87,6 +89,9 @@ func (u *updater) update(ctx context.Context) {
 // [gitrepo.Snapshot.Log] and [gitrepo.Snapshot.Push] return.
 func (u *updater) attempt(ctx context.Context, tip *gitrepo.Snapshot) error {
 	u.problems = nil
+	if u.target.refused != nil {
+		return u.target.refused
+	}
 	locks, err := u.read(ctx, tip)
 	if err != nil {
 		return err
@@ -124,6 +129,9 @@ func (u *updater) attempt(ctx context.Context, tip *gitrepo.Snapshot) error {
 	if change.Message, err = u.c.message(u.target, moves); err != nil {
 		return err
 	}
+	if u.target.head != "" {
+		return u.propose(ctx, tip, change, moves, after)
+	}
 	if u.waits = u.branch.pause.wait(u.quiet, change.Message, change.When); u.waits {
 		return nil
 	}
@@ -135,10 +143,15 @@ func (u *updater) attempt(ctx context.Context, tip *gitrepo.Snapshot) error {
 	u.branch.pause.settled(change.When)
 	u.branch.ours = &ours{commit: hash, locks: after}
 	u.locks = after
-	u.commit = &Commit{Repository: u.target.repository.URL, Branch: tip.Branch(), Hash: hash, Message: change.Message}
-	u.branch.last, u.branch.at = u.commit, change.When
+	u.committed(hash, change)
 	u.tell(ctx, hash, moves)
 	return nil
+}
+
+// committed notes what was pushed.
+func (u *updater) committed(hash string, change gitrepo.Change) {
+	u.commit = &Commit{Repository: u.target.repository.URL, Branch: cmp.Or(change.Onto, u.target.branch), Hash: hash, Message: change.Message}
+	u.branch.last, u.branch.at = u.commit, change.When
 }
 
 // edits returns what the locks are to be, where that is not what they are.

@@ -36,7 +36,8 @@ type Request struct {
 // Forge opens requests in one repository. It is safe for concurrent use.
 type Forge struct {
 	kind kind
-	path string // of the repository, "acme/k8s"
+	host string // of the repository
+	path string // on it, "acme/k8s"
 	api  *rest.Client
 }
 
@@ -63,8 +64,11 @@ func New(name, repoURL, apiURL string, token func(context.Context) (string, erro
 	if err != nil {
 		return nil, fmt.Errorf("forge at %s: %w", host, err)
 	}
-	return &Forge{kind: k, path: path, api: api}, nil
+	return &Forge{kind: k, host: host, path: path, api: api}, nil
 }
+
+// Host returns the host of the repository, with its port for https: the API may be at another one.
+func (f *Forge) Host() string { return f.host }
 
 // Ensure sees to it that exactly one open request leads from r.Head to r.Base, and that it has r's title and body; a mark
 // that it is a draft, which a person put before the title, stays. It returns the address of the request's page, and whether
