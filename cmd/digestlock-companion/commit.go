@@ -87,7 +87,7 @@ func parseMessage(text string) (func(companion.Message) (string, error), error) 
 		return b.String(), err
 	}
 	_, err = message(companion.Message{Subject: "s", Repository: "r", Branch: "b", Images: []companion.MessageImage{{
-		Image: "i", Name: "n", Old: "o", New: "n", Places: []companion.MessagePlace{{File: "f", Applications: []string{"a"}}},
+		Image: "i", Name: "n", Old: "o", New: "n", Revision: "r", Source: "s", Places: []companion.MessagePlace{{File: "f", Applications: []string{"a"}}},
 	}}})
 	return message, err
 }

@@ -188,6 +188,9 @@ func (r *resolvers) dial(ctx context.Context) ([]*api.Client, error) {
 	return api.Replicas(ctx, r.address, token)
 }
 
+// A resolver's client also says where images come from.
+var _ companion.OriginReader = (*api.Client)(nil)
+
 // replicas dials for the loop, in place of the clients that it returned before.
 func (r *resolvers) replicas(ctx context.Context) ([]companion.Replica, error) {
 	r.close()

@@ -68,7 +68,7 @@ func runner(ts *testscript.TestScript) {
 func flood(ts *testscript.TestScript, _ bool, args []string) {
 	images := slices.Repeat([]string{ts.Getenv("REGISTRY") + "/acme/server:latest"}, 300)
 	for range 3 {
-		if ask(ts, http.MethodPost, "/flush?"+url.Values{"image": images}.Encode(), args[0]) == "429" {
+		if ask(ts, http.MethodPost, "/flush?"+url.Values{"image": images}.Encode(), args[0], "") == "429" {
 			return
 		}
 	}

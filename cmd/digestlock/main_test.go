@@ -93,9 +93,14 @@ func registryOf(ts *testscript.TestScript) *registrytest.Server {
 	return ts.Value(registryKey{}).(*registrytest.Server)
 }
 
-// push REPOSITORY VARIABLE pushes a new image under latest and sets the variable to its digest.
+// push REPOSITORY VARIABLE [SOURCE] pushes a new image under latest, with a label that says its source, and sets the variable
+// to its digest.
 func push(ts *testscript.TestScript, _ bool, args []string) {
-	ts.Setenv(args[1], registryOf(ts).Push(args[0], "latest"))
+	labels := map[string]string{}
+	if len(args) > 2 {
+		labels["org.opencontainers.image.source"] = args[2]
+	}
+	ts.Setenv(args[1], registryOf(ts).PushLabelled(args[0], "latest", labels))
 }
 
 // misbehave is fault TARGET hang|quota|STATUS|none makes the registry misbehave for a repository, say that 42 requests are
@@ -166,21 +171,28 @@ func ready(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Fatalf("resolver not ready")
 }
 
-// request is http METHOD PATH STATUS [TOKEN] asks the resolver at $LISTEN and prints the answer into the file "answer". An image=
-// query is escaped.
+// request is http METHOD PATH STATUS [TOKEN [FILE]] asks the resolver at $LISTEN, with the file as body, and prints the answer into
+// the file "answer". An image= query is escaped.
 func request(ts *testscript.TestScript, _ bool, args []string) {
 	path := args[1]
 	if before, image, ok := strings.Cut(path, "image="); ok {
 		path = before + "image=" + url.QueryEscape(image)
 	}
-	if got := ask(ts, args[0], path, append(args[3:], "")[0]); got != args[2] {
+	token, body := "", "{}"
+	if len(args) > 3 {
+		token = args[3]
+	}
+	if len(args) > 4 {
+		body = ts.ReadFile(args[4])
+	}
+	if got := ask(ts, args[0], path, token, body); got != args[2] {
 		ts.Fatalf("%s %s: %s, want %s: %s", args[0], path, got, args[2], ts.ReadFile("answer"))
 	}
 }
 
 // ask returns the status of the answer.
-func ask(ts *testscript.TestScript, method, path, token string) string {
-	req, err := http.NewRequest(method, "http://"+ts.Getenv("LISTEN")+path, strings.NewReader("{}"))
+func ask(ts *testscript.TestScript, method, path, token, body string) string {
+	req, err := http.NewRequest(method, "http://"+ts.Getenv("LISTEN")+path, strings.NewReader(body))
 	ts.Check(err)
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)

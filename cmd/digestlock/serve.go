@@ -92,7 +92,8 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 		Size: *size, TTL: *ttl, NegativeTTL: negativeTTL, StaleIfError: *stale, Timeout: *timeout + 5*time.Second, Registerer: metrics,
 		StaleWhileRevalidate: *revalidate, RefreshWindow: *window,
 	}
-	var backend cache.Resolver = registry.New(*registries)
+	client := registry.New(*registries)
+	var backend cache.Resolver = client
 	together, err := redis.open(backend, o, log, metrics)
 	if err != nil {
 		return err
@@ -122,7 +123,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	}
 	log.Info("serving", "version", buildVersion, "socket", *socket, "listen", address(tcp), "sources", ledger.Len())
 	err = daemon.New(daemon.Options{
-		Resolver: lookups, Scope: keychain.Scope, Ledger: ledger, Keys: keys, Log: log, Metrics: metrics,
+		Resolver: lookups, Origins: cache.NewOrigins(client), Scope: keychain.Scope, Ledger: ledger, Keys: keys, Log: log, Metrics: metrics,
 	}).Serve(ctx, unix, tcp)
 	log.Info("stopped")
 	return err

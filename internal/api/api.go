@@ -3,6 +3,7 @@
 //
 //	POST /v1/resolve     ResolveRequest → ResolveResponse   resolver: unix socket, or TCP with a token
 //	GET  /v1/pins        → PinsResponse                     resolver: TCP with a token
+//	POST /v1/origins     OriginsRequest → OriginsResponse   resolver: TCP with a token
 //	POST /v1/flush       ?image=… → FlushResponse           resolver: TCP with a token
 //	POST /v1/invalidate  ?image=… → WebhookResponse         resolver: TCP with a token
 //	GET  /v1/status      what the loop did and will do      companion: TCP with a token
@@ -67,6 +68,18 @@ type Problem struct {
 // PinsResponse is the ledger: the pins of the last complete render of each source, sorted by source.
 type PinsResponse struct {
 	Sources []lock.Document `json:"sources"`
+}
+
+// OriginsRequest asks where images come from, by the project whose credentials may read them: full references, each with
+// its tag and digest.
+type OriginsRequest struct {
+	Images map[string][]string `json:"images"`
+}
+
+// OriginsResponse has the origin of each reference that could be read in time, by reference. One that says nothing of its
+// source has an empty one.
+type OriginsResponse struct {
+	Origins map[string]image.Origin `json:"origins"`
 }
 
 // FlushResponse says what a flush did, one entry for each reference that was flushed. The rest is a companion's.

@@ -133,6 +133,24 @@ func (c *Client) Pins(ctx context.Context) ([]lock.Document, error) {
 	return res.Sources, err
 }
 
+// Origins asks where images come from, by the project whose credentials may read them; each reference has a tag and a
+// digest. It returns what could be read, by reference: nothing from a resolver that is too old to know.
+func (c *Client) Origins(ctx context.Context, images map[string][]image.Ref) (map[string]image.Origin, error) {
+	req := OriginsRequest{Images: map[string][]string{}}
+	for project, refs := range images {
+		for _, r := range refs {
+			req.Images[project] = append(req.Images[project], r.String())
+		}
+	}
+	status, data, err := c.exchange(ctx, http.MethodPost, "/v1/origins", req)
+	if err != nil || status == http.StatusNotFound {
+		return nil, err
+	}
+	var res OriginsResponse
+	err = c.decode(status, data, &res)
+	return res.Origins, err
+}
+
 // Flush makes a resolver, or all those of a companion, forget the images and ask for them again; one without a tag stands
 // for all tags of its repository that a resolver remembers. A companion answers when it has committed, or nearly at once
 // when that takes longer than it waits.
@@ -165,35 +183,48 @@ func (c *Client) Invalidate(ctx context.Context, images []string) (refreshed int
 }
 
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	status, data, err := c.exchange(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	return c.decode(status, data, out)
+}
+
+// exchange makes a request and reads the answer, whatever its status.
+func (c *Client) exchange(ctx context.Context, method, path string, in any) (status int, data []byte, err error) {
 	var body io.Reader // none where there is nothing to say: a server that need not read sees at once that we are gone
 	if in != nil {
 		data, err := json.Marshal(in)
 		if err != nil {
-			return err
+			return 0, nil, err
 		}
 		body = bytes.NewReader(data)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
 	if err != nil {
-		return err
+		return 0, nil, err
 	}
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return c.unreachable(ctx, err)
+		return 0, nil, c.unreachable(ctx, err)
 	}
 	defer func() { _ = res.Body.Close() }()
-	data, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
+	data, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	if err != nil {
-		return c.unreachable(ctx, err)
+		return 0, nil, c.unreachable(ctx, err)
 	}
 	if len(data) > maxAnswer {
-		return fault.New(fault.ResolverUnavailable, wrongPeer, "resolver %s: an answer of more than %d bytes", c.name, maxAnswer)
+		return 0, nil, fault.New(fault.ResolverUnavailable, wrongPeer, "resolver %s: an answer of more than %d bytes", c.name, maxAnswer)
 	}
-	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusAccepted {
-		return c.refused(res.StatusCode, data)
+	return res.StatusCode, data, nil
+}
+
+func (c *Client) decode(status int, data []byte, out any) error {
+	if status != http.StatusOK && status != http.StatusAccepted {
+		return c.refused(status, data)
 	}
 	if err := json.Unmarshal(data, out); err != nil {
 		return fault.New(fault.ResolverUnavailable, wrongPeer, "resolver %s: %w", c.name, err)

@@ -20,6 +20,8 @@ type move struct {
 	hold     *lock.Hold // that the commit adds
 	dir      string
 	sources  []source
+
+	revision, source string // what the new image says it was built from; "" where that is not known
 }
 
 // changes returns what differs between two locks, sorted by image.
@@ -52,6 +54,8 @@ type MessageImage struct {
 	Old, New string // digests; Old is "" for a new image, New for one that is no longer rendered
 	Rejected string // with Reason: the digest that the pin is held back from
 	Reason   string
+	Revision string // of the source that the new image was built from, as the image says; "" when that is not known
+	Source   string // URL of that source, without user and password; "" when it is not known
 	Places   []MessagePlace
 }
 
@@ -62,7 +66,7 @@ type MessagePlace struct {
 }
 
 // DefaultMessage is what a commit says unless another message is wanted: what moved in the subject, and for each image its
-// full reference, both digests, and where it is rendered.
+// full reference, both digests, where the new one comes from as far as that is known, and where it is rendered.
 func DefaultMessage(m Message) (string, error) {
 	var b strings.Builder
 	b.WriteString(m.Subject + "\n")
@@ -72,6 +76,14 @@ func DefaultMessage(m Message) (string, error) {
 			b.WriteString("  stays at " + i.New + "\n  rejected " + i.Rejected + ": " + i.Reason + "\n")
 		} else {
 			b.WriteString("  " + cmp.Or(i.Old, "(new)") + " → " + cmp.Or(i.New, "(no longer rendered)") + "\n")
+		}
+		switch {
+		case i.Source != "" && i.Revision != "":
+			b.WriteString("  source " + i.Source + " at " + i.Revision + "\n")
+		case i.Source != "":
+			b.WriteString("  source " + i.Source + "\n")
+		case i.Revision != "":
+			b.WriteString("  revision " + i.Revision + "\n")
 		}
 		for _, p := range i.Places {
 			b.WriteString("  in " + p.File + " for " + strings.Join(p.Applications, ", ") + "\n")
@@ -104,7 +116,7 @@ func images(moves []move) []MessageImage {
 	})
 	var all []MessageImage
 	for _, m := range moves {
-		next := MessageImage{Image: m.image, Name: shortName(m.image), Old: m.old, New: m.new}
+		next := MessageImage{Image: m.image, Name: shortName(m.image), Old: m.old, New: m.new, Revision: m.revision, Source: m.source}
 		if m.hold != nil {
 			next.Rejected, next.Reason = m.hold.Rejected, oneLine(m.hold.Reason)
 		}

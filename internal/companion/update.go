@@ -16,6 +16,7 @@ import (
 
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/gitrepo"
+	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
 )
 
@@ -32,6 +33,7 @@ type updater struct {
 	quiet    Quiet
 	complete bool // every resolver told what it knows
 
+	origins  map[string]image.Origin // by reference with digest; nil before they were asked for
 	tip      *gitrepo.Snapshot
 	locks    map[string]*lock.Document // as the last attempt left them, by path
 	commit   *Commit                   // nil when there was nothing to do
@@ -134,6 +136,10 @@ func (u *updater) attempt(ctx context.Context, tip *gitrepo.Snapshot) error {
 	}
 	if u.waits = u.branch.pause.wait(u.quiet, change.Message, change.When); u.waits {
 		return nil
+	}
+	u.addOrigins(ctx, moves)
+	if change.Message, err = u.c.message(u.target, moves); err != nil {
+		return err
 	}
 	u.branch.pause.settled(time.Time{})
 	hash, err := tip.Push(ctx, change)

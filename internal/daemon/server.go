@@ -39,6 +39,7 @@ type Resolver interface {
 // Options are what a Server is made of.
 type Options struct {
 	Resolver Resolver
+	Origins  cache.OriginReader          // where images come from; nil when nobody may ask
 	Scope    func(project string) string // whose credentials a project's images are looked up with; nil is everybody's
 	Ledger   *Ledger
 	Keys     door.Keys
@@ -105,6 +106,9 @@ func (s *Server) remote() *http.ServeMux {
 	mux := s.door.Outside()
 	mux.Handle("POST /v1/resolve", s.door.Protected(s.resolve()))
 	mux.Handle("GET /v1/pins", s.door.Protected(s.pins()))
+	if s.o.Origins != nil {
+		mux.Handle("POST /v1/origins", s.door.Protected(s.origins()))
+	}
 	mux.Handle("POST /v1/flush", s.door.Forwarded())
 	mux.Handle("POST /v1/invalidate", s.door.ForwardedEvents())
 	return mux
@@ -131,7 +135,7 @@ func (s *Server) resolve() http.Handler {
 			s.door.Refuse(w, http.StatusBadRequest, fault.New(fault.Request, oneVersion, "%w", err))
 			return
 		}
-		results := s.o.Resolver.Resolve(r.Context(), s.scope(req.Source), refs)
+		results := s.o.Resolver.Resolve(r.Context(), s.sourceScope(req.Source), refs)
 		s.answered(results)
 		s.record(req, results)
 		res := api.ResolveResponse{Results: make([]api.Result, len(results))}
@@ -142,11 +146,18 @@ func (s *Server) resolve() http.Handler {
 	})
 }
 
-func (s *Server) scope(source *lock.Source) string {
-	if source == nil || s.o.Scope == nil {
+func (s *Server) sourceScope(source *lock.Source) string {
+	if source == nil {
 		return ""
 	}
-	return s.o.Scope(source.Project)
+	return s.scope(source.Project)
+}
+
+func (s *Server) scope(project string) string {
+	if s.o.Scope == nil {
+		return ""
+	}
+	return s.o.Scope(project)
 }
 
 // check refuses what no render of ours sends, and returns the references to resolve.

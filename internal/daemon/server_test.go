@@ -53,6 +53,23 @@ func (r *registry) Resolve(ctx context.Context, scope string, refs []image.Ref) 
 	return out
 }
 
+// Origins says the scope and the repository, and nothing of what is gone or silent.
+func (r *registry) Origins(ctx context.Context, scope string, refs []image.Ref) []image.Origin {
+	out := make([]image.Origin, len(refs))
+	for i, ref := range refs {
+		r.asked.Add(1)
+		out[i] = image.Origin{Revision: scope, Source: "https://" + ref.Repository}
+		switch ref.Repository {
+		case "gone":
+			out[i] = image.Origin{Err: fmt.Errorf("ghcr.io: %w (404)", image.ErrNotFound)}
+		case "silent":
+			<-ctx.Done()
+			out[i] = image.Origin{Err: context.Cause(ctx)}
+		}
+	}
+	return out
+}
+
 // running is a server on a socket and on TCP.
 type running struct {
 	registry  *registry
@@ -93,7 +110,7 @@ func run(t *testing.T, change ...func(*Options)) *running {
 	c := cache.New(r.registry, cache.Options{})
 	t.Cleanup(c.Close)
 	o := Options{
-		Resolver: c, Scope: func(project string) string { return "scope of " + project }, Ledger: r.ledger, Metrics: prometheus.NewRegistry(),
+		Resolver: c, Origins: cache.NewOrigins(r.registry), Scope: func(project string) string { return "scope of " + project }, Ledger: r.ledger, Metrics: prometheus.NewRegistry(),
 		Log:  slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Keys: door.Keys{TokenFile: r.tokenFile, WebhookSecrets: r.secrets, GoogleEmail: googleEmail},
 	}
@@ -306,7 +323,7 @@ func TestBadRequests(t *testing.T) {
 		t.Errorf("bad requests caused %d look-ups", n)
 	}
 	// The plugin's socket has no door to the rest.
-	for _, path := range []string{"/v1/pins", "/metrics"} {
+	for _, path := range []string{"/v1/pins", "/v1/origins", "/metrics"} {
 		res, err := plugin.Get("http://resolver" + path)
 		if err != nil {
 			t.Fatal(err)

@@ -25,3 +25,11 @@ type Resolution struct {
 	Cached bool      // from memory: the registry was not asked for this answer
 	Err    error     // wraps ErrNotFound, ErrUnauthorized or ErrUnavailable, without repeating the reference
 }
+
+// Origin is what an image says of the source that it was built from, by the OCI annotations or labels of that name. It is
+// its builder's word, and foreign text.
+type Origin struct {
+	Revision string `json:"revision,omitempty"` // org.opencontainers.image.revision; "" when the image does not say
+	Source   string `json:"source,omitempty"`   // org.opencontainers.image.source
+	Err      error  `json:"-"`                  // why it could not be read; the rest is empty then
+}

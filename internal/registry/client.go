@@ -1,7 +1,7 @@
 // Package registry turns image tags into digests over the network. It is the only package that knows
 // go-containerregistry's transport, and it caches no answers: internal/cache does.
 //
-// One lookup is one HEAD request. What precedes it, a ping and where asked for a token, is done once for all
+// One lookup is one HEAD request. Where an image comes from takes up to three GETs. What precedes them, a ping and where asked for a token, is done once for all
 // repositories of a registry and kept as a session.
 package registry
 
@@ -117,26 +117,53 @@ func New(o Options) *Client {
 func (c *Client) Resolve(ctx context.Context, scope string, refs []image.Ref) []image.Resolution {
 	start := time.Now()
 	results := make([]image.Resolution, len(refs))
-	batches := map[string][]*image.Resolution{}
+	var tasks []*task
 	for i, ref := range refs {
-		results[i] = image.Resolution{Ref: ref, Digest: ref.Digest, At: start}
-		if ref.Digest == "" {
-			batches[ref.Registry] = append(batches[ref.Registry], &results[i])
+		r := &results[i]
+		*r = image.Resolution{Ref: ref, Digest: ref.Digest, At: start}
+		if ref.Digest != "" {
+			continue
 		}
+		tasks = append(tasks, &task{
+			ref: ref,
+			ask: func(ctx context.Context, h *host, s *session) (err error) {
+				r.Digest, err = h.fetch(ctx, s, ref)
+				return err
+			},
+			done: func(h *host, err error) {
+				r.Err = err
+				c.metrics.looked(h, err)
+			},
+		})
+	}
+	c.do(ctx, scope, tasks)
+	return results
+}
+
+// task is what is to be asked about one reference in a session of its registry.
+type task struct {
+	ref  image.Ref
+	ask  func(ctx context.Context, h *host, s *session) error // keeps what it finds; it may be called again after an error
+	done func(h *host, err error)                             // called once; h is nil for a registry that is not allowed
+}
+
+// do does the tasks concurrently, with the credentials of a scope.
+func (c *Client) do(ctx context.Context, scope string, tasks []*task) {
+	batches := map[string][]*task{}
+	for _, t := range tasks {
+		batches[t.ref.Registry] = append(batches[t.ref.Registry], t)
 	}
 	var wg sync.WaitGroup
 	for name, batch := range batches {
 		if c.policy.registry(name) {
-			wg.Go(func() { c.host(name).resolve(ctx, scope, batch) })
+			wg.Go(func() { c.host(name).do(ctx, scope, batch) })
 			continue
 		}
-		for _, r := range batch {
-			r.Err = errNotAllowed(name)
-			c.metrics.lookups.WithLabelValues(otherRegistries, "refused").Inc()
+		for _, t := range batch {
+			t.done(nil, errNotAllowed(name))
 		}
 	}
 	wg.Wait()
-	return results
 }
 
 func (c *Client) host(name string) *host {
@@ -193,54 +220,53 @@ func newHost(c *Client, name string) *host {
 	return h
 }
 
-// resolve fills in the results of a batch. All its repositories join their groups before the first session opens, so
-// that one session covers them.
-func (h *host) resolve(ctx context.Context, scope string, batch []*image.Resolution) {
+// do does a batch. All its repositories join their groups before the first session opens, so that one session covers
+// them.
+func (h *host) do(ctx context.Context, scope string, batch []*task) {
 	var wg sync.WaitGroup
 	for g, part := range h.join(scope, batch) {
-		wg.Go(func() { h.resolveGroup(ctx, g, part) })
+		wg.Go(func() { h.doGroup(ctx, g, part) })
 	}
 	wg.Wait()
-	for _, r := range batch {
-		h.metrics.looked(h.label, r.Err)
-	}
 }
 
-// resolveGroup looks a batch up that shares a session. Once a lookup has met silence, those still waiting for their
-// turn are not begun, or a silent registry would cost its deadline again for every handful of them.
-func (h *host) resolveGroup(ctx context.Context, g *group, batch []*image.Resolution) {
+// doGroup does tasks that share a session. Once one has met silence, those still waiting for their turn are not begun,
+// or a silent registry would cost its deadline again for every handful of them.
+func (h *host) doGroup(ctx context.Context, g *group, batch []*task) {
 	start := time.Now()
 	s, err := g.session(ctx, repositories(batch), nil)
 	if err != nil && !denied(err) {
-		for _, r := range batch {
-			r.Err = err
+		for _, t := range batch {
+			t.done(h, err)
 		}
 		return
 	}
 	queue, leave := context.WithCancelCause(ctx)
 	defer leave(nil)
 	var wg sync.WaitGroup
-	for _, r := range batch {
+	for _, t := range batch {
 		wg.Go(func() {
-			if r.Err = h.acquire(queue); r.Err != nil {
+			if err := h.acquire(queue); err != nil {
+				t.done(h, err)
 				return
 			}
 			defer h.release()
 			ctx, cancel := h.deadline(ctx)
 			defer cancel()
-			r.Digest, r.Err = h.lookup(ctx, lookup{r.Ref, g, s, err, start})
-			if errors.Is(r.Err, errSilence) {
+			err := h.lookup(ctx, lookup{t, g, s, err, start})
+			if errors.Is(err, errSilence) {
 				leave(cmp.Or(context.Cause(ctx), silence(h.step)))
 			}
+			t.done(h, err)
 		})
 	}
 	wg.Wait()
 }
 
-func repositories(batch []*image.Resolution) []string {
+func repositories(batch []*task) []string {
 	var repos []string
-	for _, r := range batch {
-		repos = append(repos, r.Ref.Repository)
+	for _, t := range batch {
+		repos = append(repos, t.ref.Repository)
 	}
 	return repos
 }
@@ -270,49 +296,48 @@ func (h *host) deadline(ctx context.Context) (context.Context, context.CancelFun
 
 func silence(d time.Duration) error { return fmt.Errorf("%w within %v", errSilence, d) }
 
-// lookup is how one lookup begins.
+// lookup is how one task begins.
 type lookup struct {
-	ref     image.Ref
+	*task
 	group   *group
 	session *session  // nil when the registry denied the group one
 	denied  error     // and with what
 	start   time.Time // credentials read before are not fresh
 }
 
-// lookup asks for one digest. Denied, it asks again with credentials read since the lookup began, for they may have
-// been rotated, and at last in a session for nothing but this repository, because some registries refuse a token for
-// several when they deny one, and because the docker config may have credentials for just this one.
-func (h *host) lookup(ctx context.Context, l lookup) (digest string, err error) {
+// lookup asks once. Denied, it asks again with credentials read since the lookup began, for they may have been rotated,
+// and at last in a session for nothing but this repository, because some registries refuse a token for several when they
+// deny one, and because the docker config may have credentials for just this one.
+func (h *host) lookup(ctx context.Context, l lookup) error {
 	s, err := l.session, l.denied
 	if s != nil {
-		digest, err = h.fetch(ctx, s, l.ref)
+		err = l.ask(ctx, h, s)
 		if denied(err) && s.opened.Before(l.start) {
-			digest, s, err = h.fetchAnew(ctx, l.group, s, l.ref)
+			s, err = h.askAnew(ctx, l.group, s, l.task)
 		}
 	}
 	if denied(err) && h.worthAlone(ctx, l, s, err) {
-		digest, _, err = h.fetchAnew(ctx, h.isolate(member{l.group.scope, l.ref.Repository}), nil, l.ref)
+		_, err = h.askAnew(ctx, h.isolate(member{l.group.scope, l.ref.Repository}), nil, l.task)
 	}
-	return digest, err
+	return err
 }
 
-func (h *host) fetchAnew(ctx context.Context, g *group, refused *session, ref image.Ref) (string, *session, error) {
-	s, err := g.session(ctx, []string{ref.Repository}, refused)
+func (h *host) askAnew(ctx context.Context, g *group, refused *session, t *task) (*session, error) {
+	s, err := g.session(ctx, []string{t.ref.Repository}, refused)
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	digest, err := h.fetch(ctx, s, ref)
-	return digest, s, err
+	return s, t.ask(ctx, h, s)
 }
 
 // join puts the batch's repositories into groups.
-func (h *host) join(scope string, batch []*image.Resolution) map[*group][]*image.Resolution {
+func (h *host) join(scope string, batch []*task) map[*group][]*task {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	parts := map[*group][]*image.Resolution{}
-	for _, r := range batch {
-		g := h.groupOf(member{scope, r.Ref.Repository})
-		parts[g] = append(parts[g], r)
+	parts := map[*group][]*task{}
+	for _, t := range batch {
+		g := h.groupOf(member{scope, t.ref.Repository})
+		parts[g] = append(parts[g], t)
 	}
 	return parts
 }

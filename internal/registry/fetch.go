@@ -36,7 +36,7 @@ var mediaTypes = []string{
 // the manifest: registries count a GET as a pull, and repeating a failed HEAD as a GET would double the traffic
 // exactly when a registry throttles.
 func (h *host) fetch(ctx context.Context, s *session, ref image.Ref) (string, error) {
-	resp, err := h.do(ctx, s, http.MethodHead, ref)
+	resp, err := h.request(ctx, s, http.MethodHead, manifestPath(ref.Repository, ref.Tag))
 	if err != nil {
 		return "", err
 	}
@@ -53,7 +53,7 @@ func (h *host) fetch(ctx context.Context, s *session, ref image.Ref) (string, er
 
 // hash reads the manifest and returns the digest of its bytes.
 func (h *host) hash(ctx context.Context, s *session, ref image.Ref) (string, error) {
-	resp, err := h.do(ctx, s, http.MethodGet, ref)
+	resp, err := h.request(ctx, s, http.MethodGet, manifestPath(ref.Repository, ref.Tag))
 	if err != nil {
 		return "", err
 	}
@@ -63,33 +63,55 @@ func (h *host) hash(ctx context.Context, s *session, ref image.Ref) (string, err
 	if !slices.Contains(mediaTypes, mediaType) {
 		return "", fmt.Errorf("%s: answered %s, which is not an image manifest", h.name, quote(mediaType))
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
+	body, err := h.read(ctx, resp, "manifest", maxManifest)
 	if err != nil {
-		return "", h.netError(ctx, err)
-	}
-	if len(body) > maxManifest {
-		return "", fmt.Errorf("%s: manifest is larger than %d bytes", h.name, maxManifest)
+		return "", err
 	}
 	var manifest struct{ SchemaVersion int }
 	if err := json.Unmarshal(body, &manifest); err != nil || manifest.SchemaVersion != 2 {
 		return "", fmt.Errorf("%s: answered a malformed manifest", h.name)
 	}
-	sum := sha256.Sum256(body)
-	digest := "sha256:" + hex.EncodeToString(sum[:])
+	digest := digestOf(body)
 	if said := resp.Header.Get(digestHeader); said != "" && said != digest {
 		return "", fmt.Errorf("%s: manifest is %s but the registry says %s", h.name, digest, quote(said))
 	}
 	return digest, nil
 }
 
-// do makes one request for a manifest. The response is a 200 or the 405 to a HEAD; any other is an error.
-func (h *host) do(ctx context.Context, s *session, method string, ref image.Ref) (*http.Response, error) {
-	u := url.URL{Scheme: h.scheme, Host: h.name, Path: "/v2/" + ref.Repository + "/manifests/" + ref.Tag}
+// read returns the body of an answer, unless it is larger than limit. what names it in errors.
+func (h *host) read(ctx context.Context, resp *http.Response, what string, limit int64) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	if err != nil {
+		return nil, h.netError(ctx, err)
+	}
+	if int64(len(body)) > limit {
+		return nil, h.tooLarge(what, limit)
+	}
+	return body, nil
+}
+
+func (h *host) tooLarge(what string, limit int64) error {
+	return fmt.Errorf("%s: %s is larger than %d bytes", h.name, what, limit)
+}
+
+func digestOf(body []byte) string {
+	sum := sha256.Sum256(body)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// manifestPath is where a manifest is; reference is a tag or a digest.
+func manifestPath(repo, reference string) string { return "/v2/" + repo + "/manifests/" + reference }
+
+// request makes one request. The response is a 200 or the 405 to a HEAD; any other is an error.
+func (h *host) request(ctx context.Context, s *session, method, path string) (*http.Response, error) {
+	u := url.URL{Scheme: h.scheme, Host: h.name, Path: path}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
 		return nil, errNotHost(h.name)
 	}
-	req.Header.Set("Accept", strings.Join(mediaTypes, ","))
+	if isManifest(req) {
+		req.Header.Set("Accept", strings.Join(mediaTypes, ","))
+	}
 	resp, err := s.http.Do(req)
 	if err != nil {
 		return nil, h.netError(ctx, err)

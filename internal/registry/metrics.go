@@ -90,8 +90,12 @@ func (m *metrics) observe(label string, d time.Duration, resp *http.Response) {
 	}
 }
 
-// looked counts a lookup.
-func (m *metrics) looked(label string, err error) {
+// looked counts a lookup; h is nil for a registry that is not allowed.
+func (m *metrics) looked(h *host, err error) {
+	if h == nil {
+		m.lookups.WithLabelValues(otherRegistries, "refused").Inc()
+		return
+	}
 	said := "error"
 	switch {
 	case err == nil:
@@ -105,7 +109,7 @@ func (m *metrics) looked(label string, err error) {
 	case errors.Is(err, image.ErrUnavailable):
 		said = "unavailable"
 	}
-	m.lookups.WithLabelValues(label, said).Inc()
+	m.lookups.WithLabelValues(h.label, said).Inc()
 }
 
 func outcome(resp *http.Response) string {

@@ -117,6 +117,12 @@ func (p policy) redirect(registry, host string) bool {
 	return false
 }
 
+// storage reports whether a registry may answer with the address of another host for a blob, as most do: what comes from
+// there is held against the digest that was asked for. Where registries are listed, such a host has to be, too.
+func (p policy) storage(registry, host string) bool {
+	return len(p.allow) == 0 || p.redirect(registry, host)
+}
+
 // sameSite reports whether two names were bought by one owner: gitlab.com and registry.gitlab.com are the same,
 // a.github.io and b.github.io are not.
 func sameSite(a, b string) bool {

@@ -94,7 +94,7 @@ func (g guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	limit := int64(maxAnswer)
-	if isManifest(req) && resp.StatusCode == http.StatusOK {
+	if from := first(req); (isManifest(from) || isBlob(from)) && resp.StatusCode == http.StatusOK {
 		limit = maxManifest + 1 // who reads it says that it is too large
 	}
 	resp.Body = limitedBody{io.LimitReader(resp.Body, limit), resp.Body}
@@ -127,7 +127,22 @@ func (g guard) check(req *http.Request) error {
 // follow reports whether a redirect of from may lead to another host: not that of a ping or a token, and not a second
 // one after the first has left the registry.
 func (g guard) follow(from *http.Request, host string) bool {
-	return isManifest(from) && from.URL.Host == g.host.name && g.host.policy.redirect(g.host.name, host)
+	switch p := g.host.policy; {
+	case from.URL.Host != g.host.name:
+		return false
+	case isBlob(from):
+		return p.storage(g.host.name, host)
+	default:
+		return isManifest(from) && p.redirect(g.host.name, host)
+	}
+}
+
+// first returns the request that redirects led to req from, req itself without any.
+func first(req *http.Request) *http.Request {
+	for req.Response != nil && req.Response.Request != nil {
+		req = req.Response.Request
+	}
+	return req
 }
 
 // redirected reports whether a request goes to another host than the one whose answer led to it.
@@ -138,6 +153,10 @@ func redirected(req *http.Request) bool {
 
 func isManifest(req *http.Request) bool {
 	return req.Body == nil && strings.Contains(req.URL.Path, "/manifests/")
+}
+
+func isBlob(req *http.Request) bool {
+	return req.Body == nil && strings.Contains(req.URL.Path, "/blobs/")
 }
 
 // meter counts the requests that are really made.

@@ -22,6 +22,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 )
 
@@ -82,19 +83,33 @@ func New() *Registry {
 func (r *Registry) Push(repo, tag string) string {
 	img, err := random.Image(16, 1)
 	must(err)
-	return r.pushImage(repo, tag, img)
+	return r.PushImage(repo, tag, img)
+}
+
+// PushLabelled stores a new random image with these labels in its config under the tag and returns its digest.
+func (r *Registry) PushLabelled(repo, tag string, labels map[string]string) string {
+	img, err := random.Image(16, 1)
+	must(err)
+	img, err = mutate.Config(img, v1.Config{Labels: labels})
+	must(err)
+	return r.PushImage(repo, tag, img)
 }
 
 // PushIndex stores a new random index of two images under the tag and returns the digest of the index.
 func (r *Registry) PushIndex(repo, tag string) string {
 	idx, err := random.Index(16, 1, 2)
 	must(err)
+	return r.PushImages(repo, tag, idx)
+}
+
+// PushImages stores an index of images under the tag and returns its digest.
+func (r *Registry) PushImages(repo, tag string, idx v1.ImageIndex) string {
 	manifest, err := idx.IndexManifest()
 	must(err)
 	for _, m := range manifest.Manifests {
 		img, err := idx.Image(m.Digest)
 		must(err)
-		r.pushImage(repo, m.Digest.String(), img)
+		r.PushImage(repo, m.Digest.String(), img)
 	}
 	raw, err := idx.RawManifest()
 	must(err)
@@ -109,7 +124,8 @@ func (r *Registry) Delete(repo, tag string) {
 	r.put(http.MethodDelete, "/v2/"+repo+"/manifests/"+tag, "", nil)
 }
 
-func (r *Registry) pushImage(repo, tag string, img v1.Image) string {
+// PushImage stores an image under the tag and returns its digest.
+func (r *Registry) PushImage(repo, tag string, img v1.Image) string {
 	layers, err := img.Layers()
 	must(err)
 	for _, l := range layers {
