@@ -87,6 +87,9 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	if *once && *listen != "" {
 		return cli.Usage("leave --listen out, or let the companion run without --once", "--listen: with --once nobody would have the time to ask")
 	}
+	if err := kube.check(*listen); err != nil {
+		return err
+	}
 	keys, err := readKeys()
 	if err != nil {
 		return err
@@ -138,11 +141,15 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	if err != nil {
 		return err
 	}
+	identity, err := kube.identity(env, l)
+	if err != nil {
+		return err
+	}
 	log.Info("running", "version", buildVersion, "interval", *interval, "repositories", len(repositories))
 	g, gctx := errgroup.WithContext(ctx)
 	if l != nil {
 		front := fanout.New(fanout.Options{
-			Replicas: r.dial, Loop: c, Status: func() any { return c.Status() }, Keys: keys, Log: log, Metrics: metrics,
+			Replicas: r.dial, Loop: c, Leader: kube.leader(cluster, identity), Status: func() any { return c.Status() }, Keys: keys, Log: log, Metrics: metrics,
 		})
 		g.Go(func() error { return front.Serve(gctx, l) })
 	}
@@ -153,7 +160,7 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 		})
 	}
 	g.Go(func() error {
-		return kube.lead(gctx, cluster, func(ctx context.Context) { c.Run(ctx, *interval) })
+		return kube.lead(gctx, cluster, identity, func(ctx context.Context) { c.Run(ctx, *interval) })
 	})
 	err = g.Wait()
 	log.Info("stopped")

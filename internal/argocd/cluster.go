@@ -27,6 +27,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -41,6 +42,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
@@ -79,6 +81,7 @@ type Cluster struct {
 	secrets      cache.Store
 	configMaps   map[string]cache.Store // by name
 	changed      chan struct{}
+	election     atomic.Pointer[leaderelection.LeaderElector] // nil before Lead
 }
 
 // Open connects to nothing yet; the error is about the configuration.

@@ -40,6 +40,7 @@ func (c *Cluster) lead(ctx context.Context, identity string, run func(ctx contex
 	if err != nil {
 		return false, fmt.Errorf("lead as %q: %w", identity, err)
 	}
+	c.election.Store(elector)
 	// The election outlives ctx until run has returned: it gives the lease up as soon as its own context ends.
 	election, stop := context.WithCancel(context.WithoutCancel(c.logged(ctx)))
 	waiting := context.AfterFunc(ctx, stop)
@@ -65,6 +66,15 @@ func (c *Cluster) lead(ctx context.Context, identity string, run func(ctx contex
 		run(leading)
 		return leading.Err() == nil, nil
 	}
+}
+
+// Leader returns the identity of the process that holds the lease, as [Cluster.Lead] last saw it, which must be under way: a
+// change is seen within seconds, and one that was killed counts until another takes over. It is "" when nobody holds it.
+func (c *Cluster) Leader() string {
+	if e := c.election.Load(); e != nil {
+		return e.GetLeader()
+	}
+	return ""
 }
 
 func (c *Cluster) elector(identity string, started func(leading context.Context)) (*leaderelection.LeaderElector, error) {

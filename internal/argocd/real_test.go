@@ -451,15 +451,15 @@ func TestRealLead(t *testing.T) {
 	if err := c.Lead(ctx, "third", func(ctx context.Context) {
 		cancel()
 		<-ctx.Done()
-		if got := a.holder(t); got != "third" {
-			t.Errorf("%q holds the lease while third still works", got)
+		if got := a.holder(t); got != "third" || c.Leader() != "third" {
+			t.Errorf("%q holds the lease, seen as %q, while third still works", got, c.Leader())
 		}
 		ran = true
 	}); err != nil || !ran {
 		t.Errorf("Lead() = %v, ran: %v", err, ran)
 	}
-	if got := a.holder(t); got != "" {
-		t.Errorf("%q holds the lease after run has returned, want nobody", got)
+	if got := a.holder(t); got != "" || c.Leader() != "" {
+		t.Errorf("%q holds the lease, seen as %q, after run has returned, want nobody", got, c.Leader())
 	}
 
 	// One whose lease is taken away, for longer than it may go without, stops, and tries again.

@@ -61,9 +61,12 @@ type Options struct {
 	Name, Command string // of the program in what people read: "resolver", "digestlock serve"
 	Backend       Backend
 	Keys          Keys
-	Health        func() string // what /healthz adds to "ok"; it may take locks, to show that they can be taken
-	Log           *slog.Logger
-	Metrics       *prometheus.Registry
+	// Around wraps what answers flushes and webhooks at Outside, for a program whose work another process may do; nil for
+	// nothing.
+	Around  func(http.Handler) http.Handler
+	Health  func() string // what /healthz adds to "ok"; it may take locks, to show that they can be taken
+	Log     *slog.Logger
+	Metrics *prometheus.Registry
 }
 
 // Door answers what people, CI systems and registries ask of a program. It is safe for concurrent use.
@@ -89,17 +92,22 @@ func New(o Options) *Door {
 }
 
 // Inside returns the routes for the containers of the pod, to add others to: flushes and health.
-func (d *Door) Inside() *http.ServeMux {
+func (d *Door) Inside() *http.ServeMux { return d.routes(d.flush()) }
+
+func (d *Door) routes(flush http.Handler) *http.ServeMux {
 	mux := http.NewServeMux()
-	mux.Handle("POST /flush", d.flush())
+	mux.Handle("POST /flush", flush)
 	d.health(mux)
 	return mux
 }
 
 // Outside returns the routes for the network, to add others to: those of Inside, webhooks and metrics.
 func (d *Door) Outside() *http.ServeMux {
-	mux := d.Inside()
-	webhook := d.webhook()
+	flush, webhook := d.flush(), d.webhook()
+	if d.o.Around != nil {
+		flush, webhook = d.o.Around(flush), d.o.Around(webhook)
+	}
+	mux := d.routes(flush)
 	mux.Handle("POST /webhook/{sender}", webhook)
 	mux.Handle("POST /webhook/{sender}/{secret}", webhook)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(d.o.Metrics, promhttp.HandlerOpts{}))

@@ -44,10 +44,13 @@ type Options struct {
 	// Replicas returns a client for each resolver, anew because replicas come and go. The server closes them.
 	Replicas func(ctx context.Context) ([]*api.Client, error)
 	Loop     Loop
-	Status   func() any // of the loop, as JSON; it may take locks, to show that they can be taken
-	Keys     door.Keys
-	Log      *slog.Logger
-	Metrics  *prometheus.Registry
+	// Leader returns the address, host:port, of the companion whose loop runs, "" when that is this one; the error says why
+	// there is none to ask. nil is always this one.
+	Leader  func() (address string, err error)
+	Status  func() any // of the loop, as JSON; it may take locks, to show that they can be taken
+	Keys    door.Keys
+	Log     *slog.Logger
+	Metrics *prometheus.Registry
 }
 
 // Server is the door and what is passed on through it. It is safe for concurrent use.
@@ -55,6 +58,7 @@ type Server struct {
 	o         Options
 	door      *door.Door
 	forwarded *prometheus.CounterVec
+	patience  time.Duration   // with a leader that a request is passed on to
 	stopping  context.Context // ends with Serve's: nobody waits for the loop any more
 	stop      context.CancelFunc
 
@@ -72,7 +76,7 @@ const (
 
 // New returns a server that does not listen yet.
 func New(o Options) *Server {
-	s := &Server{o: o, events: map[string]bool{}}
+	s := &Server{o: o, patience: leaderTimeout, events: map[string]bool{}}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.forwarded = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "digestlock_companion_forwarded_total",
@@ -83,7 +87,7 @@ func New(o Options) *Server {
 	}
 	o.Metrics.MustRegister(s.forwarded)
 	s.door = door.New(door.Options{
-		Name: "companion", Command: "digestlock-companion", Backend: s, Keys: o.Keys, Health: s.health, Log: o.Log, Metrics: o.Metrics,
+		Name: "companion", Command: "digestlock-companion", Backend: s, Keys: o.Keys, Around: s.led, Health: s.health, Log: o.Log, Metrics: o.Metrics,
 	})
 	return s
 }
@@ -100,9 +104,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer s.stop()
 	defer context.AfterFunc(ctx, s.stop)()
 	mux := s.door.Outside()
-	mux.Handle("GET "+api.StatusPath, s.door.Protected(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	mux.Handle("GET "+api.StatusPath, s.led(s.door.Protected(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		door.Answer(w, s.o.Status())
-	})))
+	}))))
 	err := s.door.Serve(ctx, door.Entrance{Listener: l, Mux: mux})
 	s.stop()
 	s.background.Wait()
