@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -93,23 +94,50 @@ func (c *kubeCluster) create(t *testing.T, path, object string) {
 	}
 }
 
+// read decodes what is at path.
+func (c *kubeCluster) read(t *testing.T, path string, into any) {
+	t.Helper()
+	c.ask(t, http.MethodGet, path, "", into)
+}
+
+// ask decodes the answer to a request.
+func (c *kubeCluster) ask(t *testing.T, method, path, body string, into any) {
+	t.Helper()
+	answer, err := c.call(t.Context(), method, path, body)
+	if err == nil {
+		err = json.Unmarshal(answer, into)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (c *kubeCluster) do(ctx context.Context, method, path, body string) error {
+	_, err := c.call(ctx, method, path, body)
+	return err
+}
+
+// call sends YAML, of which a PATCH is a merge patch that is JSON too, and returns JSON.
+func (c *kubeCluster) call(ctx context.Context, method, path, body string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.url+path, strings.NewReader(body))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	req.Header.Set("Authorization", "Bearer "+adminToken)
 	req.Header.Set("Content-Type", "application/yaml")
+	if method == http.MethodPatch {
+		req.Header.Set("Content-Type", "application/merge-patch+json")
+	}
 	resp, err := c.client.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
 	if resp.StatusCode >= 300 {
-		answer, _ := io.ReadAll(resp.Body)
-		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, answer)
+		return nil, fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, answer)
 	}
-	return nil
+	return answer, err
 }
 
 // startEtcd returns the address of a store that is lost with the test.

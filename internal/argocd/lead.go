@@ -10,8 +10,9 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// Kubernetes' own figures: another leads at the latest 17 s after a leader died, and a leader that cannot reach the
-// API server stops 5 s before that.
+// Kubernetes' own figures: another leads 15 to 24 s after a leader died, because client-go adds up to 1.2 to each retry
+// period, and one passes until the last renewal was seen and one until the lease is tried for. A leader that cannot reach
+// the API server stops 5 s before the lease may be taken.
 const (
 	leaseDuration = 15 * time.Second
 	renewDeadline = 10 * time.Second

@@ -42,7 +42,7 @@ const (
 	candidateVariable  = "DIGESTLOCK_TEST_CANDIDATE"
 )
 
-// waitTimeout bounds each wait. A lease that nobody gave up takes 17 s.
+// waitTimeout bounds each wait. A lease that nobody gave up takes up to 24 s.
 const waitTimeout = time.Minute
 
 // TestMain is a candidate for the lease when a test starts the test binary as one.
