@@ -185,10 +185,14 @@ func (p *proposer) head(t *testing.T, branch string) string {
 
 func (p *proposer) merge(t *testing.T, number int, how string) {
 	t.Helper()
-	// Gitea looks whether a request can be merged in the background.
+	// Gitea looks in the background whether a request can be merged.
 	path := fmt.Sprintf("/repos/%s/k8s/pulls/%d", giteaUser, number)
+	var state struct {
+		Mergeable bool
+		Body      string
+	}
 	for deadline := time.Now().Add(startTimeout); ; time.Sleep(50 * time.Millisecond) {
-		var state struct{ Mergeable bool }
+		state.Mergeable = false
 		if p.gitea.ask(t, http.MethodGet, path, "", &state); state.Mergeable {
 			break
 		}
@@ -196,7 +200,7 @@ func (p *proposer) merge(t *testing.T, number int, how string) {
 			t.Fatalf("request %d cannot be merged", number)
 		}
 	}
-	p.gitea.call(t, http.MethodPost, path+"/merge", map[string]any{"Do": how})
+	p.gitea.call(t, http.MethodPost, path+"/merge", map[string]any{"Do": how, "MergeMessageField": state.Body}) // its API takes the title alone by itself
 }
 
 // TestGiteaPullRequest: a branch that nobody may push to gets its lock by one pull request, which is opened, brought up to

@@ -24,6 +24,7 @@ type kubeFlags struct {
 	// advertise is the address in the lease; "" to find it.
 	advertise string
 	o         argocd.Options
+	mode      string // of Applications that name none
 }
 
 func (f *kubeFlags) register(flags *cli.Flags) {
@@ -33,6 +34,7 @@ func (f *kubeFlags) register(flags *cli.Flags) {
 	flags.StringArrayVar(&f.o.Namespaces, "application-namespaces", nil, "further namespaces with Applications, a name or a glob, as Argo CD's application.namespaces (repeatable)")
 	flags.StringVar(&f.o.PluginName, "plugin-name", "digestlock", "the plugin's name in Applications")
 	flags.BoolVar(&f.o.ReadCredentials, "read-credentials", false, "use secrets of type repository and repo-creds too, where Argo CD has none for writing")
+	flags.StringVar(&f.mode, "default-mode", "follow", "mode of Applications that name none, as DIGESTLOCK_MODE of the plugin's container says")
 	flags.BoolVar(&f.silent, "no-refresh", false, "do not ask Argo CD for a refresh after a commit")
 	flags.BoolVar(&f.elect, "leader-elect", false, "let one of several companions work, the one that holds the lease digestlock-companion; the others pass on to it what comes to their --listen")
 	flags.StringVar(&f.advertise, "advertise", "", "with --leader-elect: IP:port at which other companions reach this one's --listen; empty for the address in --listen, else the variable POD_IP, else that of the outbound interface")

@@ -129,7 +129,7 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	defer stop()
 	if cluster != nil {
 		cluster.forges = &forges
-		options.Cluster = cluster
+		options.Cluster, options.DefaultMode = cluster, kube.mode
 	}
 	c := companion.New(options)
 	if *once {

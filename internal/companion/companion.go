@@ -83,11 +83,12 @@ type Options struct {
 	Repositories []Repository // what may be written to beside that which Cluster opens
 	// Cluster says which Applications there are: renders of others are refused. Without one, every render of a
 	// repository in Repositories counts, and no pin is ever dropped, because nobody knows who else renders it.
-	Cluster   Cluster
-	Author    gitrepo.Signature
-	Committer gitrepo.Signature                                // the zero value means Author
-	Sign      func(payload []byte) (armored string, err error) // of commits; nil for none
-	Message   func(Message) (string, error)                    // of commits, but for the trailer; nil is [DefaultMessage]
+	Cluster     Cluster
+	DefaultMode string // of Applications that name none and were not rendered yet; "" is follow
+	Author      gitrepo.Signature
+	Committer   gitrepo.Signature                                // the zero value means Author
+	Sign        func(payload []byte) (armored string, err error) // of commits; nil for none
+	Message     func(Message) (string, error)                    // of commits, but for the trailer; nil is [DefaultMessage]
 	// PushBranch names the branch to push to in place of a followed one, see [CheckPushBranch]. The followed branch is then
 	// left to those who merge the request. Nil pushes to the followed branch.
 	PushBranch func(branch string) (string, error)
@@ -150,6 +151,7 @@ func (c *Companion) cycle(ctx context.Context, quiet Quiet) outcome {
 	for i, t := range targets {
 		updates[i] = updater{c: c, target: t, branch: c.branch(t), looks: looks, quiet: quiet, complete: complete}
 	}
+	looks.ahead(ctx, targets)
 	each(updates, func(i int, _ updater) { updates[i].run(ctx) })
 	c.board.branches(updates)
 	problems = append(problems, unread...)
@@ -167,10 +169,11 @@ func (c *Companion) cycle(ctx context.Context, quiet Quiet) outcome {
 // branch is what the companion remembers of one branch from cycle to cycle. Whatever it says can be lost: Git knows.
 type branch struct {
 	pause    pause
-	ours     *ours     // what the companion last committed there; nil when that is not known
-	last     *Commit   // and its commit, of this process
-	at       time.Time // when
-	failed   string    // what Applications were last told of
+	left     map[string]left // how this process left each lock, by path
+	pushed   string          // its last commit; "" when that is not known
+	last     *Commit         // and its commit, of this process
+	at       time.Time       // when
+	failed   string          // what Applications were last told of
 	proposed proposal
 	told     map[Application]string // digests that moved under an Application of mode live, once told
 }
@@ -178,7 +181,7 @@ type branch struct {
 func (c *Companion) branch(t *target) *branch {
 	key := t.key()
 	if c.branches[key] == nil {
-		c.branches[key] = &branch{told: map[Application]string{}}
+		c.branches[key] = &branch{left: map[string]left{}, told: map[Application]string{}}
 	}
 	return c.branches[key]
 }

@@ -67,8 +67,25 @@ func (l *looks) at(ctx context.Context, wanted map[look]bool) map[string][]lock.
 	return pins
 }
 
-// stands returns where the tag of an image stands as those projects see it, "" when that is not known.
-func (l *looks) stands(projects []string, image string) string {
+// ahead asks for all images that were rendered, before the time of any branch runs: what only a lock names is asked for
+// by its branch, one branch after the other.
+func (l *looks) ahead(ctx context.Context, targets []*target) {
+	wanted := map[look]bool{}
+	for _, t := range targets {
+		for _, o := range t.paths {
+			for _, project := range o.projects() {
+				for _, p := range o.pins {
+					wanted[look{project, p.Image}] = true
+				}
+			}
+		}
+	}
+	l.at(ctx, wanted)
+}
+
+// stands returns where the tag of an image stands as those projects see it, and since when that is known; the zero Pin when
+// it is not.
+func (l *looks) stands(projects []string, image string) lock.Pin {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var newest lock.Pin
@@ -77,7 +94,7 @@ func (l *looks) stands(projects []string, image string) string {
 			newest = p
 		}
 	}
-	return newest.Digest
+	return newest
 }
 
 // open returns, by project and sorted, what was not asked for yet.

@@ -125,7 +125,7 @@ func (c *Companion) Run(ctx context.Context, interval time.Duration) {
 		answer(waiting, o)
 		spread := time.Duration((rand.Float64() - 0.5) / 5 * float64(interval))
 		next := time.Now().Add(interval + spread)
-		if due := c.due(); !due.IsZero() && due.Before(next) {
+		if due := c.due(); due.After(began) && due.Before(next) {
 			next = due
 		}
 		timer := time.NewTimer(time.Until(next))

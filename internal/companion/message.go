@@ -31,7 +31,7 @@ func changes(old, next *lock.Document) []move {
 		all = append(all, move{image: ch.Image, old: ch.Old, new: ch.New})
 	}
 	for _, p := range next.Pins {
-		if q, ok := old.Find(p.Image); ok && p.Hold != nil && q.Hold == nil && p.Digest == q.Digest {
+		if q, ok := old.Find(p.Image); ok && p.Hold != nil && (q.Hold == nil || p.Hold.Rejected != q.Hold.Rejected) && p.Digest == q.Digest {
 			all = append(all, move{image: p.Image, old: p.Digest, new: p.Digest, hold: p.Hold})
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/digestlock/digestlock/internal/gitrepo"
 	"github.com/digestlock/digestlock/internal/lock"
@@ -19,10 +20,10 @@ const maxHistory = 500
 // trailer begins the last line of the companion's messages. It tells its commits from people's.
 const trailer = "Digestlock-Companion:"
 
-// ours is what the companion last committed to a branch.
-type ours struct {
-	commit string
-	locks  map[string]*lock.Document // by path; nil where there was no lock, or a broken one
+// left is how the companion left the lock of one path.
+type left struct {
+	commit string // in which, or before which, it looked at the path
+	lock   *lock.Document
 }
 
 // respect keeps edits from undoing what a person decided. A digest that the companion had committed, and that is not in
@@ -30,50 +31,78 @@ type ours struct {
 // it, with a hold that rejects the digest. It is over when the tag moves past it, as every hold is.
 //
 // What the companion had committed last is in Git: the branch's mark, which moves with each of its pushes, or else the
-// newest commit with its trailer. So nothing is lost with a process, and a branch that was reset tells too.
+// newest commit with its trailer. So nothing is lost with a process, and a branch that was reset tells too. What this
+// process has left in the lock of a path counts beside that: a mark also moves past paths that nobody could look at.
 func (u *updater) respect(ctx context.Context, tip *gitrepo.Snapshot, locks, edits map[string]*lock.Document) error {
-	log := history{tip: tip}
+	log := history{tip: tip, merged: u.c.o.PushBranch != nil}
 	last, err := u.lastOurs(ctx, &log)
-	if err != nil || last == nil || last.commit == tip.Commit() {
+	if err != nil {
 		return err
-	}
-	if last.locks == nil { // the contents in one round trip
-		if _, err := last.tree.Files(ctx, lockFiles(locks)); err != nil {
-			return fmt.Errorf("commit %s: %w", last.commit, err)
-		}
 	}
 	for dir, doc := range locks {
 		if doc == nil {
 			continue
 		}
-		committed, err := last.lock(ctx, dir)
+		before, err := u.before(ctx, dir, last, tip)
 		if err != nil {
 			return err
 		}
 		for _, p := range doc.Pins {
-			q, ok := committed.Find(p.Image)
-			if !ok || q.Digest == p.Digest || p.Hold != nil {
-				continue
+			for _, b := range before {
+				held, err := u.judge(ctx, &log, dir, p, b)
+				if err != nil {
+					return err
+				}
+				if held == nil {
+					continue
+				}
+				if edits[dir] == nil {
+					edits[dir] = doc
+				}
+				p.Hold = held
+				edits[dir] = edits[dir].With(p)
+				break
 			}
-			// Without a look it is open where the tag stands, and this commit will be the last one of ours.
-			if now := u.looks.stands(u.target.paths[dir].projects(), p.Image); now != "" && now != q.Digest {
-				continue
-			}
-			cause, err := log.cause(ctx, dir, p, last.commit)
-			if err != nil {
-				return err
-			}
-			if cause == "" {
-				continue
-			}
-			if edits[dir] == nil {
-				edits[dir] = doc
-			}
-			p.Hold = &lock.Hold{Rejected: q.Digest, Reason: cause}
-			edits[dir] = edits[dir].With(p)
 		}
 	}
 	return nil
+}
+
+// before returns how the companion left the lock of a path, as far as anybody knows.
+func (u *updater) before(ctx context.Context, dir string, last *lastCommit, tip *gitrepo.Snapshot) ([]left, error) {
+	var all []left
+	mine, ok := u.branch.left[dir]
+	if ok {
+		all = append(all, mine)
+	}
+	if last == nil || last.commit == tip.Commit() || ok && mine.commit == last.commit {
+		return all, nil
+	}
+	committed, err := last.lock(ctx, dir, u.target)
+	if err != nil {
+		return nil, err
+	}
+	return append(all, left{last.commit, committed}), nil
+}
+
+// judge returns the hold that keeps p, a pin at the tip, from what the companion had left it at, nil when there is no
+// reason for one.
+func (u *updater) judge(ctx context.Context, log *history, dir string, p lock.Pin, before left) (*lock.Hold, error) {
+	q, ok := before.lock.Find(p.Image)
+	if !ok || q.Digest == p.Digest || p.Hold.Keeps(q.Digest, time.Now()) {
+		return nil, nil
+	}
+	// Without a look it is open where the tag stands, and the commit to come will be the last one of ours. A look that is
+	// older than the one that found the digest says nothing either.
+	now := u.looks.stands(u.target.paths[dir].projects(), p.Image)
+	if now.Digest != "" && now.Digest != q.Digest && now.ResolvedAt.After(q.ResolvedAt) {
+		return nil, nil
+	}
+	cause, err := log.cause(ctx, dir, p, before.commit)
+	if err != nil || cause == "" {
+		return nil, err
+	}
+	return &lock.Hold{Rejected: q.Digest, Reason: cause}, nil
 }
 
 // lastOurs returns what the companion last committed to the branch, nil when it never has. A mark that this process has
@@ -83,41 +112,40 @@ func (u *updater) lastOurs(ctx context.Context, log *history) (*lastCommit, erro
 	if err != nil {
 		return nil, fmt.Errorf("what was last committed: %w", err)
 	}
-	if marked != nil && (marked.Hash == log.tip.Commit() || u.branch.ours != nil && u.branch.ours.commit == marked.Hash) {
-		return u.remembered(marked), nil
+	if marked != nil && (marked.Hash == log.tip.Commit() || u.branch.pushed == marked.Hash) {
+		return &lastCommit{commit: marked.Hash, tree: marked}, nil
 	}
 	if err := log.read(ctx); err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(log.commits, byUs)
-	switch {
-	case i < 0 && marked == nil:
+	last := log.ours()
+	if marked != nil && (last == nil || log.find(marked.Hash) == nil && !marked.When.Before(last.When)) {
+		last = marked
+	}
+	if last == nil {
 		return nil, nil
-	case i < 0, marked != nil && log.find(marked.Hash) == nil && !marked.When.Before(log.commits[i].When):
-		return u.remembered(marked), nil
 	}
-	return u.remembered(log.commits[i]), nil
+	return &lastCommit{commit: last.Hash, tree: last}, nil
 }
 
-func (u *updater) remembered(c *gitrepo.Commit) *lastCommit {
-	l := &lastCommit{commit: c.Hash, tree: c}
-	if o := u.branch.ours; o != nil && o.commit == c.Hash {
-		l.locks = o.locks
-	}
-	return l
-}
-
-// lastCommit reads the locks of the companion's last commit, when they are asked for.
+// lastCommit reads the locks of the companion's last commit, when the first of them is asked for.
 type lastCommit struct {
 	commit string
 	tree   *gitrepo.Commit
-	locks  map[string]*lock.Document // those that are known already
+	read   bool
 }
 
 // lock returns the lock of a path, nil when there was none that can be read.
-func (l *lastCommit) lock(ctx context.Context, dir string) (*lock.Document, error) {
-	if doc, ok := l.locks[dir]; ok {
-		return doc, nil
+func (l *lastCommit) lock(ctx context.Context, dir string, t *target) (*lock.Document, error) {
+	if !l.read { // all contents in one round trip
+		var files []string
+		for dir := range t.paths {
+			files = append(files, lockFile(dir))
+		}
+		if _, err := l.tree.Files(ctx, files); err != nil {
+			return nil, fmt.Errorf("commit %s: %w", l.commit, err)
+		}
+		l.read = true
 	}
 	return lockAt(ctx, l.tree, dir)
 }
@@ -138,6 +166,7 @@ func lockAt(ctx context.Context, c *gitrepo.Commit, dir string) (*lock.Document,
 // history is the branch's, read when it is first needed.
 type history struct {
 	tip     *gitrepo.Snapshot
+	merged  bool // the companion's commits come by merges of requests
 	commits []*gitrepo.Commit
 }
 
@@ -148,6 +177,49 @@ func (h *history) read(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// ours returns the companion's newest commit, nil for none. What it committed to other branches comes by merges, and says
+// nothing of this one.
+func (h *history) ours() *gitrepo.Commit {
+	if h.merged {
+		if i := slices.IndexFunc(h.commits, h.byUs); i >= 0 {
+			return h.commits[i]
+		}
+		return nil
+	}
+	for c := h.commits[0]; c != nil; c = h.parent(c) {
+		if h.byUs(c) {
+			return c
+		}
+	}
+	return nil
+}
+
+// parent returns c's first parent, nil for none that is known.
+func (h *history) parent(c *gitrepo.Commit) *gitrepo.Commit {
+	if len(c.Parents) == 0 {
+		return nil
+	}
+	return h.find(c.Parents[0])
+}
+
+// descends reports whether the commit has ancestor among those before it, or is it.
+func (h *history) descends(hash, ancestor string) bool {
+	seen := map[string]bool{}
+	for open := []string{hash}; len(open) > 0; {
+		c := h.find(open[0])
+		open = open[1:]
+		if c == nil || seen[c.Hash] {
+			continue
+		}
+		if c.Hash == ancestor {
+			return true
+		}
+		seen[c.Hash] = true
+		open = append(open, c.Parents...)
+	}
+	return false
 }
 
 func (h *history) find(hash string) *gitrepo.Commit {
@@ -168,8 +240,8 @@ func (h *history) cause(ctx context.Context, dir string, p lock.Pin, last string
 	if h.find(last) == nil {
 		return "branch reset past " + last[:7], nil
 	}
-	for c := h.commits[0]; c.Hash != last && len(c.Parents) > 0; {
-		parent := h.find(c.Parents[0])
+	for c := h.commits[0]; c.Hash != last; {
+		parent := h.parent(c)
 		if parent == nil {
 			break
 		}
@@ -178,18 +250,37 @@ func (h *history) cause(ctx context.Context, dir string, p lock.Pin, last string
 			return "", err
 		}
 		q, ok := before.Find(p.Image)
-		if ok && q.Digest == p.Digest && q.Hold != nil {
+		if ok && q.Digest == p.Digest && q.Hold != nil && p.Hold == nil {
 			return "", nil // somebody let the pin follow its tag again
 		}
 		if !ok || q.Digest != p.Digest {
-			if byUs(c) {
-				return "", nil
+			if unaware, err := h.unaware(ctx, c, dir, p, last); h.byUs(c) || unaware || err != nil {
+				return "", err
 			}
 			return became(c), nil
 		}
 		c = parent
 	}
 	return "changed by hand", nil
+}
+
+// unaware reports whether a merge brought the pin from a branch that did not know of the companion's last commit: nobody
+// took anything back there.
+func (h *history) unaware(ctx context.Context, merge *gitrepo.Commit, dir string, p lock.Pin, last string) (bool, error) {
+	for _, hash := range merge.Parents[min(1, len(merge.Parents)):] {
+		other := h.find(hash)
+		if other == nil || h.descends(hash, last) {
+			continue
+		}
+		theirs, err := lockAt(ctx, other, dir)
+		if err != nil {
+			return false, err
+		}
+		if q, ok := theirs.Find(p.Image); ok && q.Digest == p.Digest {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 var reverts = regexp.MustCompile(`(?m)^(Revert |This reverts commit )`)
@@ -202,7 +293,17 @@ func became(c *gitrepo.Commit) string {
 	return oneLine(verb + c.Hash[:7] + " by " + c.Author.Name)
 }
 
-// byUs reports whether a companion made the commit, or somebody squashed one of its commits into it.
+// byUs reports whether a companion made the commit: the trailer is the last line of its messages. Where requests are
+// squashed, what the forge puts around it does not count.
+func (h *history) byUs(c *gitrepo.Commit) bool {
+	if h.merged {
+		return byUs(c)
+	}
+	message := strings.TrimSpace(c.Message)
+	return strings.HasPrefix(message[strings.LastIndexByte(message, '\n')+1:], trailer)
+}
+
+// byUs reports whether a companion made the commit, or one of its commits was squashed into it.
 func byUs(c *gitrepo.Commit) bool {
 	for line := range strings.Lines(c.Message) {
 		if strings.HasPrefix(line, trailer) {

@@ -146,7 +146,7 @@ func (u *updater) pins(dir string, doc *lock.Document) []PinStatus {
 		if p.Hold != nil {
 			s.Rejected, s.Reason = p.Hold.Rejected, p.Hold.Reason
 		}
-		s.Tag = u.looks.stands(u.target.paths[dir].projects(), p.Image)
+		s.Tag = u.looks.stands(u.target.paths[dir].projects(), p.Image).Digest
 		s.Drift = s.Tag != "" && s.Tag != p.Digest
 		all = append(all, s)
 	}

@@ -167,7 +167,7 @@ func (c *Companion) sources(docs []lock.Document) ([]source, error) {
 	var all []source
 	at := map[place][]int{}
 	for i, a := range apps {
-		a.Mode = cmp.Or(a.Mode, follow)
+		a.Mode = cmp.Or(a.Mode, c.o.DefaultMode, follow)
 		all = append(all, source{Application: a})
 		p := place{normalise(a.Repository), revision(a.TargetRevision), path.Clean(a.Path), a.Project}
 		at[p] = append(at[p], i)
@@ -182,8 +182,13 @@ func (c *Companion) sources(docs []lock.Document) ([]source, error) {
 		}
 		for _, i := range found {
 			if all[i].Name == s.Application {
-				all[i].Mode = cmp.Or(s.Mode, all[i].Mode) // where the operator's default or ceiling decided
-				all[i].renders = append(all[i].renders, d)
+				if r := all[i].renders; len(r) > 0 && !s.RenderedAt.After(r[0].Source.RenderedAt) {
+					continue // the same source under another spelling
+				}
+				if apps[i].Mode == "" {
+					all[i].Mode = cmp.Or(s.Mode, all[i].Mode)
+				}
+				all[i].renders = []lock.Document{d}
 			}
 		}
 	}
@@ -213,23 +218,30 @@ func revision(target string) string {
 // followed groups the sources by repository and target revision, sorted. Those of repositories or branches that the
 // companion does not write to are left out, and their servers never contacted.
 func (c *Companion) followed(ctx context.Context, sources []source) ([]*followed, []error) {
-	found := map[string]*followed{}
+	found, known := map[string]*followed{}, map[string][]Repository{}
 	var problems []error
 	for _, s := range sources {
 		revision := revision(s.TargetRevision)
 		key := normalise(s.Repository) + "@" + revision
-		f := found[key]
-		if f == nil {
-			f = &followed{revision: revision}
-			found[key] = f
+		mine := key + " " + s.Project
+		repositories, asked := known[mine]
+		if !asked {
 			var err error
-			if f.repositories, err = c.repositories(ctx, s); err != nil {
+			if repositories, err = c.repositories(ctx, s); err != nil {
 				problems = append(problems, err)
 			}
+			known[mine] = repositories
+		}
+		if len(repositories) == 0 {
+			continue
+		}
+		f := found[key]
+		if f == nil {
+			f = &followed{revision: revision, repositories: repositories}
+			found[key] = f
 		}
 		f.sources = append(f.sources, s)
 	}
-	maps.DeleteFunc(found, func(_ string, f *followed) bool { return len(f.repositories) == 0 })
 	var all []*followed
 	for _, k := range slices.Sorted(maps.Keys(found)) {
 		all = append(all, found[k])

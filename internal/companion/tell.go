@@ -115,7 +115,7 @@ func (u *updater) stale(ctx context.Context) {
 func (u *updater) moved(dir string, s source) string {
 	var b strings.Builder
 	for _, p := range s.renders[0].Pins {
-		now := u.looks.stands([]string{s.Project}, p.Image)
+		now := u.looks.stands([]string{s.Project}, p.Image).Digest
 		if now == "" || now == p.Digest {
 			continue
 		}

@@ -144,10 +144,14 @@ func (u *updater) attempt(ctx context.Context, tip *gitrepo.Snapshot) error {
 	u.branch.pause.settled(time.Time{})
 	hash, err := tip.Push(ctx, change)
 	if err != nil {
+		u.branch.pushed = "" // the branch may have moved, and its mark not
 		return err
 	}
 	u.branch.pause.settled(change.When)
-	u.branch.ours = &ours{commit: hash, locks: after}
+	u.branch.pushed = hash
+	for dir, doc := range after {
+		u.branch.left[dir] = left{hash, doc}
+	}
 	u.locks = after
 	u.committed(hash, change)
 	u.tell(ctx, hash, moves)

@@ -52,9 +52,9 @@ type Remote struct {
 	login     login
 	endpoint  transport.Endpoint
 
-	mu          sync.Mutex // guards what follows
-	last        map[plumbing.ReferenceName]*Snapshot
-	markRefused error
+	mu      sync.Mutex // guards what follows
+	last    map[plumbing.ReferenceName]*Snapshot
+	refused map[plumbing.ReferenceName]error // marks, by branch
 }
 
 // String returns the repository's address without credentials.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/bits"
 	"slices"
 	"time"
@@ -35,18 +36,30 @@ func markName(branch plumbing.ReferenceName) plumbing.ReferenceName {
 	return plumbing.ReferenceName(marks + branch.Short())
 }
 
-// MarkRefused returns why the server took a branch but not its mark, and nil as long as it did not. Marks are not tried
-// again after that.
+// MarkRefused returns why the server took a branch but not its mark, and nil as long as it did not. The marks of such
+// branches are not tried again after that.
 func (r *Remote) MarkRefused() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.markRefused
+	for _, branch := range slices.Sorted(maps.Keys(r.refused)) {
+		return r.refused[branch]
+	}
+	return nil
+}
+
+func (r *Remote) refusesMark(branch plumbing.ReferenceName) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.refused[branch] != nil
 }
 
 func (r *Remote) refuseMark(branch plumbing.ReferenceName, why *refusal) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.markRefused = fault.New(fault.GitRefused, "allow the pusher to write "+marks+"*, where it is kept which commit was the last of ours",
+	if r.refused == nil {
+		r.refused = map[plumbing.ReferenceName]error{}
+	}
+	r.refused[branch] = fault.New(fault.GitRefused, "allow the pusher to write "+marks+"*, where it is kept which commit was the last of ours",
 		"push to %s: %s was rejected: %s", r.name, markName(branch), r.clean(why.reason))
 }
 
@@ -56,7 +69,7 @@ func (s *Snapshot) MarkIsHere() bool { return s.mark == s.commit }
 // Mark moves the branch's mark to s, wherever the branch is by now. A server that refuses it is no error, see
 // [Remote.MarkRefused].
 func (s *Snapshot) Mark(ctx context.Context) error {
-	if s.remote.MarkRefused() != nil {
+	if s.remote.refusesMark(s.branch) {
 		return nil
 	}
 	ctx, cancel := deadline(ctx)
