@@ -136,8 +136,10 @@ func TestLockedNow(t *testing.T) {
 // TestOtherProject: a project without credentials stops no other, and borrows none.
 func TestOtherProject(t *testing.T) {
 	t.Parallel()
-	f, c := inCluster(t, map[string]string{"a/kustomization.yaml": overlay, "a/" + lock.FileName: lockText(pin(server, 1)),
-		"evil/kustomization.yaml": overlay, "evil/" + lock.FileName: lockText(pin(server, 1))},
+	f, c := inCluster(t, map[string]string{
+		"a/kustomization.yaml": overlay, "a/" + lock.FileName: lockText(pin(server, 1)),
+		"evil/kustomization.yaml": overlay, "evil/" + lock.FileName: lockText(pin(server, 1)),
+	},
 		companion.Application{Name: "aaa", Path: "evil"}, companion.Application{Name: "good", Path: "a"})
 	c.apps[0].Project = "evil"
 	f.Companion = companion.New(options(f.log, func(o *companion.Options) { o.Replicas, o.Cluster = replicas(f.replica), scoped{c} }))
@@ -356,4 +358,3 @@ func TestTrailerInTheMiddle(t *testing.T) {
 		t.Errorf("REVERT UNDONE: %s", p.Digest)
 	}
 }
-
