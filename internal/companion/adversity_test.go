@@ -83,8 +83,7 @@ func TestResolverAwayAtRevert(t *testing.T) {
 	f.replica.sees(pin(server, 2))
 	other.sees(pin(worker, 1), pin(server, 2))
 	f.use(t, "", f.replica, other)
-	c, err := f.Companion.Once(t.Context())
-	t.Log(len(c), err)
+	once(t, f.Companion, 1)
 	f.replica.sees(pin(server, 3))
 	other.sees(pin(server, 3))
 	once(t, f.Companion, 1)
@@ -93,7 +92,7 @@ func TestResolverAwayAtRevert(t *testing.T) {
 	other.sees(pin(worker, 2))
 	failing(t, f.Companion, 1, "restarting")
 	f.replica.down = nil
-	c, err = f.Companion.Once(t.Context())
+	once(t, f.Companion, 1)
 	doc, _ := lock.Parse(app, []byte(show(t, f.repo, "main", app)))
 	if p, _ := doc.Find(server); p.Digest != digest(2) {
 		t.Errorf("REVERT UNDONE: %s", p.Digest)
