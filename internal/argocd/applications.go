@@ -3,10 +3,12 @@ package argocd
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -30,14 +32,28 @@ type Application struct {
 }
 
 // Applications returns each source that uses the plugin, of all Applications in the namespaces that are allowed,
-// sorted by name and then in the Application's own order.
+// sorted by name and then in the Application's own order. Applications that Argo CD refuses for their project are left
+// out, with a warning: it must exist, and permit the namespace and each repository.
 func (c *Cluster) Applications() []Application {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	var all []Application
+	projects := rules{c, map[string]*project{}}
+	refused := map[string]refusal{}
 	for _, store := range c.applications {
 		for _, obj := range store.List() {
-			all = append(all, obj.(*appRecord).sources...)
+			app := obj.(*appRecord)
+			if len(app.sources) == 0 {
+				continue
+			}
+			if reason := projects.refusal(app); reason != "" {
+				refused[app.Namespace+"/"+app.Name] = refusal{app.sources[0].Project, reason}
+				continue
+			}
+			all = append(all, app.sources...)
 		}
 	}
+	c.tell(refused)
 	slices.SortStableFunc(all, func(a, b Application) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Namespace, b.Namespace))
 	})
@@ -47,7 +63,8 @@ func (c *Cluster) Applications() []Application {
 // appRecord is all that is kept of an Application: its status may be a hundred times larger.
 type appRecord struct {
 	metav1.ObjectMeta
-	sources []Application
+	sources      []Application
+	repositories []string // of all sources that Argo CD would read or write
 }
 
 // spec is what is read of an Application.
@@ -56,7 +73,10 @@ type spec struct {
 	Source         *source  `json:"source"`
 	Sources        []source `json:"sources"`
 	SourceHydrator *struct {
-		DrySource source `json:"drySource"`
+		DrySource  source `json:"drySource"`
+		SyncSource struct {
+			RepoURL string `json:"repoURL"` // "" is drySource's
+		} `json:"syncSource"`
 	} `json:"sourceHydrator"`
 	SyncPolicy *syncPolicy `json:"syncPolicy"`
 }
@@ -101,6 +121,19 @@ func (s *spec) all() []source {
 	return nil
 }
 
+// repositories returns those that the project has to permit.
+func (s *spec) repositories() []string {
+	var repos []string
+	for _, src := range s.all() {
+		repos = append(repos, src.RepoURL)
+	}
+	if s.SourceHydrator != nil && s.SourceHydrator.SyncSource.RepoURL != "" {
+		repos = append(repos, s.SourceHydrator.SyncSource.RepoURL)
+	}
+	slices.Sort(repos)
+	return slices.Compact(repos)
+}
+
 // toRecord makes an [appRecord] of an Application. One that cannot be read, which Argo CD's schema does not let
 // happen, uses no plugin.
 func (c *Cluster) toRecord(obj any) (any, error) {
@@ -132,6 +165,9 @@ func (c *Cluster) toRecord(obj any) (any, error) {
 			Mode:           src.mode(),
 			AutoSync:       s.SyncPolicy.automated(),
 		})
+	}
+	if len(r.sources) > 0 {
+		r.repositories = s.repositories()
 	}
 	return r, nil
 }
@@ -172,9 +208,9 @@ func isPlugin(name, plugin string) bool {
 	return ok && (rest == "" || pluginVersion.MatchString(rest))
 }
 
-// compare signals when the plugin's sources are not what they were. Either may be nil.
+// compare signals when what decides about the plugin's sources is not what it was. Either may be nil.
 func (c *Cluster) compare(old, now any) {
-	if slices.Equal(sourcesOf(old), sourcesOf(now)) {
+	if reflect.DeepEqual(decisive(old), decisive(now)) {
 		return
 	}
 	select {
@@ -183,13 +219,25 @@ func (c *Cluster) compare(old, now any) {
 	}
 }
 
-// sourcesOf returns what an informer's object has to do with us: nothing, unless it is of an Application.
-func sourcesOf(obj any) []Application {
-	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-		obj = gone.Obj
-	}
-	if r, ok := obj.(*appRecord); ok {
-		return r.sources
+// decisive returns what of an informer's object decides which sources there are, nil when nothing does.
+func decisive(obj any) any {
+	switch o := obj.(type) {
+	case cache.DeletedFinalStateUnknown:
+		return decisive(o.Obj)
+	case *appRecord:
+		if len(o.sources) > 0 {
+			return []any{o.sources, o.repositories}
+		}
+	case *projectRecord:
+		return []any{o.projectSpec, o.Labels}
+	case *corev1.ConfigMap:
+		if o.Name == settingsMap {
+			return o.Data[globalProjectsKey]
+		}
+	case *corev1.Secret:
+		if o.Labels[secretLabel] == forReading.repository && len(o.Data["project"]) > 0 {
+			return []any{o.Data["project"], o.Data["url"]}
+		}
 	}
 	return nil
 }

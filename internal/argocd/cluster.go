@@ -1,5 +1,6 @@
-// Package argocd is what the companion has to do with Kubernetes: which Applications use the plugin, which credentials
-// Argo CD holds for their repositories, how to tell Argo CD and people that something changed, and who leads.
+// Package argocd is what the companion has to do with Kubernetes: which Applications use the plugin and are permitted,
+// which credentials Argo CD holds for their repositories, how to tell Argo CD and people that something changed, and
+// who leads.
 //
 // It is the only importer of client-go. Argo CD's types are not imported, because they bring all of Argo CD: of an
 // Application a handful of fields are read, and its rules for matching are written again, with tests that hold Argo
@@ -12,7 +13,9 @@
 //	applications   get, list, watch, patch   patch: the refresh annotation and .operation; also in further namespaces
 //	secrets        list, watch               RBAC cannot say "with this label": the role can read each secret of Argo
 //	                                         CD's namespace. This package asks for those with the labels it uses.
-//	configmaps     list, watch               argocd-ssh-known-hosts-cm and argocd-tls-certs-cm, by name
+//	appprojects    list, watch
+//	configmaps     list, watch               argocd-ssh-known-hosts-cm, argocd-tls-certs-cm and argocd-cm, by name; of the
+//	                                         last, globalProjects is kept
 //	events         create, patch             also in further namespaces
 //	leases         create                    RBAC cannot restrict that by name
 //	leases         get, update               digestlock-companion, by name
@@ -78,10 +81,14 @@ type Cluster struct {
 
 	watches      []*watch
 	applications []cache.Store // of records, one for each namespace that is watched, or one for all
+	projects     cache.Store   // of records
 	secrets      cache.Store
 	configMaps   map[string]cache.Store // by name
 	changed      chan struct{}
 	election     atomic.Pointer[leaderelection.LeaderElector] // nil before Lead
+
+	mu      sync.Mutex
+	refused map[string]refusal // by namespace/name, what the log knows
 }
 
 // Open connects to nothing yet; the error is about the configuration.
@@ -142,12 +149,15 @@ func newCluster(o Options, dyn dynamic.Interface, kube kubernetes.Interface) (*C
 		}
 		c.applications = append(c.applications, store)
 	}
-	if c.secrets, err = c.watch("Secrets", c.typed(func(l *metav1.ListOptions) {
-		l.LabelSelector = secretLabel + " in (" + c.secretTypes() + ")"
-	}).Core().V1().Secrets().Informer(), slimSecret); err != nil {
+	if c.projects, err = c.watch("AppProjects", dynamicinformer.NewFilteredDynamicInformer(dyn, projects, c.namespace, 0, nil, nil).Informer(), c.toProject); err != nil {
 		return nil, err
 	}
-	for _, name := range []string{knownHostsMap, certificatesMap} {
+	if c.secrets, err = c.watch("Secrets", c.typed(func(l *metav1.ListOptions) {
+		l.LabelSelector = secretLabel + " in (" + c.secretTypes() + ")"
+	}).Core().V1().Secrets().Informer(), c.slimSecret); err != nil {
+		return nil, err
+	}
+	for _, name := range []string{knownHostsMap, certificatesMap, settingsMap} {
 		if c.configMaps[name], err = c.watch("ConfigMap "+name, c.typed(func(l *metav1.ListOptions) {
 			l.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
 		}).Core().V1().ConfigMaps().Informer(), slimConfigMap); err != nil {
@@ -263,8 +273,8 @@ func (c *Cluster) Synced(ctx context.Context) error {
 	return nil
 }
 
-// Changed says that an Application that uses the plugin came, went or has another source. Signals that nobody took
-// become one.
+// Changed says that an Application that uses the plugin came, went or has another source, or that what projects permit
+// is not what it was. Signals that nobody took become one.
 func (c *Cluster) Changed() <-chan struct{} { return c.changed }
 
 // logged has client-go log to our logger.
@@ -272,13 +282,18 @@ func (c *Cluster) logged(ctx context.Context) context.Context {
 	return klog.NewContext(ctx, logr.FromSlogHandler(c.log.Handler()))
 }
 
-// slimSecret keeps what is needed. The annotations may hold all values a second time, when kubectl applied them.
-func slimSecret(obj any) (any, error) {
+// slimSecret keeps what is needed: of credentials that are not to be used, whose project and for which repository they
+// are. The annotations may hold all values a second time, when kubectl applied them.
+func (c *Cluster) slimSecret(obj any) (any, error) {
 	s, ok := obj.(*corev1.Secret)
 	if !ok {
 		return obj, nil
 	}
-	return &corev1.Secret{ObjectMeta: slimMeta(s), Data: s.Data}, nil
+	slim := &corev1.Secret{ObjectMeta: slimMeta(s), Data: s.Data}
+	if s.Labels[secretLabel] == forReading.repository && !c.readCredentials {
+		slim.Data = map[string][]byte{"project": s.Data["project"], "url": s.Data["url"]}
+	}
+	return slim, nil
 }
 
 func slimConfigMap(obj any) (any, error) {
@@ -286,7 +301,11 @@ func slimConfigMap(obj any) (any, error) {
 	if !ok {
 		return obj, nil
 	}
-	return &corev1.ConfigMap{ObjectMeta: slimMeta(m), Data: m.Data}, nil
+	slim := &corev1.ConfigMap{ObjectMeta: slimMeta(m), Data: m.Data}
+	if m.Name == settingsMap {
+		slim.Data = map[string]string{globalProjectsKey: m.Data[globalProjectsKey]}
+	}
+	return slim, nil
 }
 
 // slimMeta keeps what informers and this package read.

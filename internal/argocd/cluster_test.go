@@ -3,6 +3,7 @@ package argocd
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 
@@ -23,9 +24,13 @@ type fakes struct {
 	kube    *fake.Clientset
 }
 
-// started is a synced cluster that has the objects: Applications and typed ones.
+// started is a synced cluster that has the objects: Applications, AppProjects and typed ones. Where no AppProject is
+// among them, the projects default and web permit all.
 func started(t *testing.T, o Options, objects ...runtime.Object) (*Cluster, fakes) {
 	t.Helper()
+	if !slices.ContainsFunc(objects, func(o runtime.Object) bool { return o.GetObjectKind().GroupVersionKind().Kind == "AppProject" }) {
+		objects = append(objects, appProject("default", []string{"*"}, []string{"*"}), appProject("web", []string{"*"}, []string{"*"}))
+	}
 	var ours, theirs []runtime.Object
 	for _, obj := range objects {
 		if _, ok := obj.(*unstructured.Unstructured); ok {
@@ -35,7 +40,7 @@ func started(t *testing.T, o Options, objects ...runtime.Object) (*Cluster, fake
 		}
 	}
 	f := fakes{
-		dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{applications: "ApplicationList"}, ours...),
+		dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{applications: "ApplicationList", projects: "AppProjectList"}, ours...),
 		fake.NewClientset(theirs...),
 	}
 	if o.Log == nil {
@@ -240,7 +245,7 @@ func TestSlim(t *testing.T) {
 	app.Object["status"] = map[string]any{"resources": strings.Repeat("x", 1<<16)}
 	secret := repositorySecret("web", "repository-write", "url", "https://git.example.com/web", "password", "hunter2")
 	secret.Annotations = map[string]string{"kubectl.kubernetes.io/last-applied-configuration": "hunter2"}
-	c, _ := started(t, Options{}, app, secret, repositorySecret("web-read", "repository", "url", "https://git.example.com/web", "password", "hunter3"))
+	c, _ := started(t, Options{}, app, secret, repositorySecret("web-read", "repository", "url", "https://git.example.com/web", "password", "hunter3"), settings("[]"))
 	for _, obj := range c.applications[0].List() {
 		if _, ok := obj.(*appRecord); !ok {
 			t.Errorf("a %T is kept for an Application", obj)
@@ -248,7 +253,16 @@ func TestSlim(t *testing.T) {
 	}
 	want := &corev1.Secret{Data: secret.Data}
 	want.Namespace, want.Name, want.Labels = "argocd", "web", map[string]string{secretLabel: "repository-write"}
-	if diff := cmp.Diff([]any{want}, c.secrets.List()); diff != "" {
+	read := &corev1.Secret{Data: map[string][]byte{"url": []byte("https://git.example.com/web"), "project": nil}}
+	read.Namespace, read.Name, read.Labels = "argocd", "web-read", map[string]string{secretLabel: "repository"}
+	kept := c.secrets.List()
+	slices.SortFunc(kept, func(a, b any) int { return strings.Compare(a.(*corev1.Secret).Name, b.(*corev1.Secret).Name) })
+	if diff := cmp.Diff([]any{want, read}, kept); diff != "" {
 		t.Errorf("secrets that are kept, where only those for writing are used (-want +got):\n%s", diff)
+	}
+	for _, obj := range c.configMaps[settingsMap].List() {
+		if diff := cmp.Diff(map[string]string{globalProjectsKey: "[]"}, obj.(*corev1.ConfigMap).Data); diff != "" {
+			t.Errorf("settings that are kept (-want +got):\n%s", diff)
+		}
 	}
 }

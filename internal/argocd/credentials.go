@@ -86,9 +86,10 @@ func (c *Cluster) kinds() []kind {
 	return []kind{forWriting}
 }
 
-// secretTypes are the values of [secretLabel] that matter, as a label selector has them.
+// secretTypes are the values of [secretLabel] that matter, as a label selector has them. A repository that is of one
+// project is permitted there by its secret, whether or not that is for us to log in with.
 func (c *Cluster) secretTypes() string {
-	var types []string
+	types := []string{forReading.repository}
 	for _, k := range c.kinds() {
 		types = append(types, k.repository, k.template)
 	}

@@ -16,21 +16,28 @@ type globs []func(string) bool
 func compile(patterns []string) (globs, error) {
 	var all globs
 	for _, p := range patterns {
-		if inner, ok := regular(p); ok {
-			re, err := regexp.Compile(inner)
-			if err != nil {
-				return nil, fmt.Errorf("regular expression %q: %w", p, err)
-			}
-			all = append(all, re.MatchString)
-			continue
-		}
-		g, err := glob.Compile(p)
+		m, err := compileOne(p)
 		if err != nil {
-			return nil, fmt.Errorf("glob %q: %w", p, err)
+			return nil, err
 		}
-		all = append(all, g.Match)
+		all = append(all, m)
 	}
 	return all, nil
+}
+
+func compileOne(pattern string) (func(string) bool, error) {
+	if inner, ok := regular(pattern); ok {
+		re, err := regexp.Compile(inner)
+		if err != nil {
+			return nil, fmt.Errorf("regular expression %q: %w", pattern, err)
+		}
+		return re.MatchString, nil
+	}
+	g, err := glob.Compile(pattern)
+	if err != nil {
+		return nil, fmt.Errorf("glob %q: %w", pattern, err)
+	}
+	return g.Match, nil
 }
 
 func regular(pattern string) (string, bool) {

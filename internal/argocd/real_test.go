@@ -105,6 +105,8 @@ func real(t *testing.T) (a admin, kubeconfig string) {
 	}
 	a.apply(t, "../../manifests/companion/rbac.yaml", "argocd")
 	a.apply(t, "../../manifests/companion/rbac-applications.yaml", "team-a")
+	a.createProject(t, appProject("default", []string{"*"}, []string{"*"}))
+	a.createProject(t, appProject("web", []string{"https://git.example.com/web"}, []string{"team-a", "large"}))
 	return a, kubeconfig
 }
 
@@ -136,6 +138,12 @@ func (a admin) apply(t *testing.T, file, namespace string) {
 		_, err = a.dynamic.Resource(gvr).Namespace(namespace).Create(t.Context(), u, metav1.CreateOptions{FieldValidation: metav1.FieldValidationStrict})
 		must(t, err)
 	}
+}
+
+func (a admin) createProject(t *testing.T, u *unstructured.Unstructured) {
+	t.Helper()
+	_, err := a.dynamic.Resource(projects).Namespace("argocd").Create(t.Context(), u, metav1.CreateOptions{FieldValidation: metav1.FieldValidationStrict})
+	must(t, err)
 }
 
 func (a admin) createApplication(t *testing.T, u *unstructured.Unstructured) {
@@ -210,6 +218,60 @@ func TestRealApplications(t *testing.T) {
 	awaitSources(t, c, "plain overlays/dev", "web overlays/prod")
 }
 
+// TestRealProjects: an Application is there while Argo CD permits it, whatever of the rules changes.
+func TestRealProjects(t *testing.T) {
+	a, kubeconfig := real(t)
+	c, err := asServiceAccount(kubeconfig, Options{Namespaces: []string{"team-a"}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	must(t, err)
+	run(t, c)
+	const mine, victim = "team-a_mine overlays/dev", "team-a_victim overlays/dev"
+	inProject := func(name, repo string) *unstructured.Unstructured {
+		return application(t, "team-a", name, strings.NewReplacer("project: web", "project: restricted", "git.example.com/web", repo).Replace(oneSource))
+	}
+	a.createApplication(t, inProject("mine", "git.example.com/team-a/web"))
+	a.createApplication(t, inProject("victim", "git.example.com/team-b/web"))
+	a.createApplication(t, application(t, "team-a", "sentinel", oneSource)) // read after the others
+	awaitSources(t, c, "team-a_sentinel overlays/dev")
+	must(t, a.dynamic.Resource(applications).Namespace("team-a").Delete(t.Context(), "sentinel", metav1.DeleteOptions{}))
+	awaitSources(t, c)
+
+	restricted := a.dynamic.Resource(projects).Namespace("argocd")
+	patch := func(patch string) {
+		t.Helper()
+		_, err := restricted.Patch(t.Context(), "restricted", types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+		must(t, err)
+	}
+	a.createProject(t, appProject("restricted", []string{"https://git.example.com/team-a/*"}, []string{"team-a"}))
+	awaitSources(t, c, mine)
+	patch(`{"spec": {"sourceNamespaces": ["team-b"]}}`)
+	awaitSources(t, c)
+	patch(`{"spec": {"sourceNamespaces": ["team-?"]}}`)
+	awaitSources(t, c, mine)
+
+	secrets := a.kube.CoreV1().Secrets("argocd")
+	_, err = secrets.Create(t.Context(), repositorySecret("victim", "repository", "url", "https://git.example.com/team-b/web", "project", "restricted"), metav1.CreateOptions{})
+	must(t, err)
+	awaitSources(t, c, mine, victim)
+	must(t, secrets.Delete(t.Context(), "victim", metav1.DeleteOptions{}))
+	awaitSources(t, c, mine)
+
+	a.createProject(t, appProject("global", []string{"!https://git.example.com/team-a/web"}, nil))
+	_, err = a.kube.CoreV1().ConfigMaps("argocd").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: settingsMap}}, metav1.CreateOptions{})
+	must(t, err)
+	settings := func(globalProjects string) {
+		t.Helper()
+		_, err := a.kube.CoreV1().ConfigMaps("argocd").Patch(t.Context(), settingsMap, types.MergePatchType, fmt.Appendf(nil, `{"data": {"globalProjects": %q}}`, globalProjects), metav1.PatchOptions{})
+		must(t, err)
+	}
+	settings("[{projectName: global, labelSelector: {matchLabels: {tier: shared}}}]")
+	patch(`{"metadata": {"labels": {"tier": "shared"}}}`)
+	awaitSources(t, c, victim) // a denial of something else permits, as in Argo CD
+	settings("")
+	awaitSources(t, c, mine)
+	must(t, restricted.Delete(t.Context(), "restricted", metav1.DeleteOptions{}))
+	awaitSources(t, c)
+}
+
 func TestRealCredentials(t *testing.T) {
 	a, kubeconfig := real(t)
 	objects := a.kube.CoreV1()
@@ -232,8 +294,10 @@ func TestRealCredentials(t *testing.T) {
 	if err != nil || !ok || creds.Password != "1" || string(creds.KnownHosts) != knownHostsMap || string(creds.CA) != certificatesMap {
 		t.Errorf("Credentials() = %v, %v, %v", creds, ok, err)
 	}
-	if got := c.secrets.ListKeys(); !slices.Equal(got, []string{"argocd/web-write"}) {
-		t.Errorf("secrets %q are kept, want the one for writing", got)
+	for _, obj := range c.secrets.List() {
+		if s := obj.(*corev1.Secret); s.Name != "web-write" && (s.Name != "web-read" || s.Data["password"] != nil) {
+			t.Errorf("of secret %s more is kept than is used", s.Name)
+		}
 	}
 
 	// A secret that is rotated is seen.
@@ -371,7 +435,8 @@ func TestRealForbidden(t *testing.T) {
 	_, allSecrets := core.Secrets("").List(ctx, metav1.ListOptions{})
 	_, writeSecret := core.Secrets("argocd").Create(ctx, repositorySecret("mine", "repository"), metav1.CreateOptions{})
 	_, configMaps := core.ConfigMaps("argocd").List(ctx, metav1.ListOptions{})
-	_, argoSettings := core.ConfigMaps("argocd").Get(ctx, "argocd-cm", metav1.GetOptions{})
+	_, otherSettings := core.ConfigMaps("argocd").List(ctx, metav1.ListOptions{FieldSelector: "metadata.name=argocd-rbac-cm"})
+	_, writeProject := c.dynamic.Resource(projects).Namespace("argocd").Create(ctx, appProject("new", nil, nil), metav1.CreateOptions{})
 	_, create := apps.Namespace("argocd").Create(ctx, application(t, "argocd", "new", oneSource), metav1.CreateOptions{})
 	_, update := apps.Namespace("argocd").Update(ctx, a.application(t, "argocd", "victim"), metav1.UpdateOptions{})
 	_, otherApps := apps.Namespace("team-b").List(ctx, metav1.ListOptions{})
@@ -389,7 +454,8 @@ func TestRealForbidden(t *testing.T) {
 		"list secrets of another namespace":      otherSecrets,
 		"list secrets of all":                    allSecrets,
 		"list all config maps":                   configMaps,
-		"read Argo CD's settings":                argoSettings,
+		"read others of Argo CD's settings":      otherSettings,
+		"write an AppProject":                    writeProject,
 		"read events":                            readEvents,
 		"get another lease":                      otherLease,
 		"delete the lease":                       leases.Delete(ctx, component, metav1.DeleteOptions{}),
