@@ -89,6 +89,12 @@ func (in *installation) fill(t *testing.T) {
 	c.create(t, "/api/v1/namespaces", `{apiVersion: v1, kind: Namespace, metadata: {name: team-a}}`)
 	c.apply(t, "../manifests/companion/rbac.yaml", "argocd")
 	c.apply(t, "../manifests/companion/rbac-applications.yaml", "team-a")
+	c.create(t, "/apis/argoproj.io/v1alpha1/namespaces/argocd/appprojects", `
+apiVersion: argoproj.io/v1alpha1
+kind: AppProject
+metadata: {name: default}
+spec: {sourceRepos: ["*"], sourceNamespaces: [team-a], destinations: [{server: "*", namespace: "*"}]}
+`)
 	c.create(t, "/api/v1/namespaces/argocd/secrets", fmt.Sprintf(`
 apiVersion: v1
 kind: Secret
