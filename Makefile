@@ -1,5 +1,5 @@
-# Make without a target runs what a reviewer runs. Everything needs Go only; the tests need git, ssh-keygen and gpg, those of
-# several replicas redis-server, and e2e adds what it needs itself.
+# Make without a target runs what a reviewer runs. Everything needs Go only; the tests need git, those of signatures ssh-keygen
+# and gpg, those of several replicas redis-server, and e2e adds what it needs itself. .ci/run installs all of it.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 KUSTOMIZE := v5.8.2
 LDFLAGS := -s -w -X main.buildVersion=$(VERSION) -X sigs.k8s.io/kustomize/api/provenance.version=$(KUSTOMIZE)
@@ -33,7 +33,7 @@ race:
 kill: ## companions killed at 200 random instants, against a real Git server
 	go test -count=1 -run '^TestKilled$$' ./cmd/digestlock-companion -kills 200
 
-e2e: ## with Argo CD's own cmp-server and repo-server code, a real registry, git http-backend, a real Gitea, Kubernetes (wants etcd)
+e2e: ## with Argo CD's own cmp-server and repo-server code, a real registry, git http-backend, a real Gitea, OpenSSH, Kubernetes (wants etcd and sshd)
 	cd e2e && go vet . && go test -count=1 -timeout 30m .
 
 bench: ## ratios in one run, see bench/README.md

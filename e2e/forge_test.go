@@ -1,10 +1,8 @@
 package e2e
 
 import (
-	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -109,26 +107,6 @@ func (g *giteaServer) pulls(t *testing.T, name string) []giteaPull {
 	g.ask(t, http.MethodGet, "/repos/"+giteaUser+"/"+name+"/pulls?state=all", "", &all)
 	slices.SortFunc(all, func(a, b giteaPull) int { return a.Number - b.Number })
 	return all
-}
-
-// ask asks Gitea's API as its user for an answer.
-func (g *giteaServer) ask(t *testing.T, method, path, content string, answer any) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+g.addr+"/api/v1"+path, strings.NewReader(content))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.SetBasicAuth(giteaUser, giteaPassword)
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode >= 300 || json.Unmarshal(body, answer) != nil {
-		t.Fatalf("gitea %s %s: %s %s (%v)", method, path, resp.Status, body, err)
-	}
 }
 
 // proposer is a companion that may not push to main, with what it needs.

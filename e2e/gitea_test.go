@@ -5,12 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -157,7 +159,13 @@ func (g *giteaServer) call(t *testing.T, method, path string, content any) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+g.addr+"/api/v1"+path, bytes.NewReader(body))
+	g.ask(t, method, path, string(body), nil)
+}
+
+// ask asks Gitea's API as its user for an answer, nil for none that matters.
+func (g *giteaServer) ask(t *testing.T, method, path, content string, answer any) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+g.addr+"/api/v1"+path, strings.NewReader(content))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +176,11 @@ func (g *giteaServer) call(t *testing.T, method, path string, content any) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode >= 300 {
-		t.Fatalf("gitea %s %s: %s", method, path, resp.Status)
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && answer != nil {
+		err = json.Unmarshal(body, answer)
+	}
+	if err != nil || resp.StatusCode >= 300 {
+		t.Fatalf("gitea %s %s: %s %s (%v)", method, path, resp.Status, body, err)
 	}
 }

@@ -114,7 +114,7 @@ func authOf(c argocd.Credentials, repoURL string) (gitrepo.Auth, error) {
 	return auth, err
 }
 
-func (a *argo) Tell(ctx context.Context, app companion.Application, _ string) {
+func (a *argo) Tell(ctx context.Context, app companion.Application) {
 	if a.silent {
 		return
 	}
@@ -135,7 +135,7 @@ func (a *argo) Stale(_ context.Context, app companion.Application) {
 		defer cancel()
 		err := a.Refresh(ctx, argocd.Application(app), true)
 		if err == nil && app.AutoSync {
-			err = a.Sync(ctx, argocd.Application(app), "")
+			err = a.Sync(ctx, argocd.Application(app))
 		}
 		if err != nil {
 			a.log.Warn("cannot tell that a tag has moved", "application", app.Name, "error", err)

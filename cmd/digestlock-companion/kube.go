@@ -8,11 +8,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
 	"github.com/digestlock/digestlock/internal/argocd"
 	"github.com/digestlock/digestlock/internal/cli"
+	"github.com/digestlock/digestlock/internal/companion"
 	"github.com/digestlock/digestlock/internal/fault"
 )
 
@@ -41,8 +43,12 @@ func (f *kubeFlags) register(flags *cli.Flags) {
 }
 
 // check returns what is wrong with the flags beside each other.
-func (f *kubeFlags) check(listen string) error {
+func (f *kubeFlags) check(once bool, listen string) error {
 	switch {
+	case !slices.Contains(companion.Modes(), f.mode):
+		return cli.Usage("give one of "+strings.Join(companion.Modes(), ", ")+", as the plugin's container has it", "--default-mode: no mode is called %q", f.mode)
+	case f.elect && once:
+		return cli.Usage("leave it out: any number of companions may run, each commit is a compare-and-swap", "--leader-elect with --once")
 	case f.elect && !f.on:
 		return cli.Usage("give --kubernetes too, that is where the lease is; without it any number of companions may run, each commit is a compare-and-swap",
 			"--leader-elect without --kubernetes")

@@ -87,7 +87,7 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	if *once && *listen != "" {
 		return cli.Usage("leave --listen out, or let the companion run without --once", "--listen: with --once nobody would have the time to ask")
 	}
-	if err := kube.check(*listen); err != nil {
+	if err := kube.check(*once, *listen); err != nil {
 		return err
 	}
 	keys, err := readKeys()

@@ -38,7 +38,7 @@ IMAGE may be short, "server" or "backend/server:latest", where that means one pi
 const dryRunUsage = "say what would change, and leave the file as it is"
 
 func hold(_ context.Context, env cli.Env, args []string) error {
-	now := time.Now().UTC().Truncate(time.Second)
+	now := time.Now().UTC()
 	var h lock.Hold
 	flags := cli.NewFlags("digestlock hold", holdUsage)
 	digest := flags.String("digest", "", "move the pin to this `digest`, and hold it there: a rollback of one image")

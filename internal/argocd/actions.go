@@ -42,11 +42,11 @@ func (c *Cluster) Refresh(ctx context.Context, app Application, hard bool) error
 // not when only the rendered manifests changed. First it waits until a refresh that was asked for is done, because
 // Argo CD would sync what it rendered before that, and until no other operation is in progress; when ctx ends before,
 // the error says which of the two it waited for. An Application that is being deleted, or whose automated sync is
-// off by now, is left alone. The revision is ignored for several sources, which are synced to their own.
-func (c *Cluster) Sync(ctx context.Context, app Application, revision string) error {
+// off by now, is left alone.
+func (c *Cluster) Sync(ctx context.Context, app Application) error {
 	var busy error
 	err := wait.PollUntilContextCancel(ctx, pollInterval, true, func(ctx context.Context) (bool, error) {
-		done, why, err := c.trySync(ctx, app, revision)
+		done, why, err := c.trySync(ctx, app)
 		if why != nil {
 			busy = why
 		}
@@ -62,7 +62,7 @@ func (c *Cluster) Sync(ctx context.Context, app Application, revision string) er
 }
 
 // trySync starts the operation if it can. Busy is why it has to wait.
-func (c *Cluster) trySync(ctx context.Context, app Application, revision string) (done bool, busy, err error) {
+func (c *Cluster) trySync(ctx context.Context, app Application) (done bool, busy, err error) {
 	u, err := c.dynamic.Resource(applications).Namespace(app.Namespace).Get(ctx, app.AppName, metav1.GetOptions{})
 	if err != nil {
 		return false, nil, err
@@ -80,7 +80,7 @@ func (c *Cluster) trySync(ctx context.Context, app Application, revision string)
 	}
 	err = c.patch(ctx, app, map[string]any{
 		"metadata":  map[string]any{"resourceVersion": u.GetResourceVersion()}, // refused when anything changed since
-		"operation": operation(s, revision),
+		"operation": operation(s),
 	})
 	if apierrors.IsConflict(err) {
 		return false, errors.New("it changes all the time"), nil
@@ -95,18 +95,15 @@ func operating(u *unstructured.Unstructured) bool {
 	return asked != nil || phase == "Running" || phase == "Terminating"
 }
 
-// operation is what Argo CD's automated sync asks for. What to sync is left to the Application: naming sources would
-// override them.
-func operation(s *spec, revision string) map[string]any {
+// operation is what Argo CD's automated sync asks for. What to sync, and at which revision, is left to the Application:
+// naming sources would override them.
+func operation(s *spec) map[string]any {
 	sync := map[string]any{}
 	if s.SyncPolicy.Automated.Prune {
 		sync["prune"] = true
 	}
 	if len(s.SyncPolicy.SyncOptions) > 0 {
 		sync["syncOptions"] = s.SyncPolicy.SyncOptions
-	}
-	if revision != "" && len(s.Sources) == 0 && s.SourceHydrator == nil {
-		sync["revision"] = revision
 	}
 	retry := s.SyncPolicy.Retry
 	if retry == nil {

@@ -158,7 +158,7 @@ func (c *Cluster) toRecord(obj any) (any, error) {
 			Name:           c.instanceName(u),
 			Namespace:      strings.Clone(u.GetNamespace()),
 			AppName:        strings.Clone(u.GetName()),
-			Project:        orDefault(s.Project, "default"),
+			Project:        cmp.Or(s.Project, "default"),
 			Repository:     src.RepoURL,
 			TargetRevision: src.TargetRevision,
 			Path:           src.Path,

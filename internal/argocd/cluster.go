@@ -128,9 +128,9 @@ func newCluster(o Options, dyn dynamic.Interface, kube kubernetes.Interface) (*C
 		return nil, fmt.Errorf("read namespaces of Applications: %w", err)
 	}
 	c := &Cluster{
-		namespace:       orDefault(o.Namespace, "argocd"),
+		namespace:       cmp.Or(o.Namespace, "argocd"),
 		allowed:         allowed,
-		plugin:          orDefault(o.PluginName, "digestlock"),
+		plugin:          cmp.Or(o.PluginName, "digestlock"),
 		readCredentials: o.ReadCredentials,
 		log:             o.Log,
 		dynamic:         dyn,
@@ -165,13 +165,6 @@ func newCluster(o Options, dyn dynamic.Interface, kube kubernetes.Interface) (*C
 		}
 	}
 	return c, nil
-}
-
-func orDefault(s, def string) string {
-	if s == "" {
-		return def
-	}
-	return s
 }
 
 // watched returns the namespaces to watch Applications in: each by its name, so that a role in each is enough, unless

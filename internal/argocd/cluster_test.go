@@ -1,6 +1,7 @@
 package argocd
 
 import (
+	stdcmp "cmp"
 	"context"
 	"log/slog"
 	"slices"
@@ -159,7 +160,7 @@ func TestApplications(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			c, _ := started(t, Options{Namespaces: tt.allowed}, application(t, orDefault(tt.namespace, "argocd"), "web", tt.spec))
+			c, _ := started(t, Options{Namespaces: tt.allowed}, application(t, stdcmp.Or(tt.namespace, "argocd"), "web", tt.spec))
 			if diff := cmp.Diff(tt.want, c.Applications()); diff != "" {
 				t.Errorf("Applications() (-want +got):\n%s", diff)
 			}

@@ -2,6 +2,7 @@ package argocd
 
 import (
 	"bytes"
+	stdcmp "cmp"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -171,7 +172,7 @@ func TestCredentials(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			c, _ := started(t, Options{ReadCredentials: tt.read}, tt.secrets...)
-			creds, ok, err := c.Credentials(orDefault(tt.repo, repo), tt.project)
+			creds, ok, err := c.Credentials(stdcmp.Or(tt.repo, repo), tt.project)
 			if err != nil {
 				t.Fatal(err)
 			}

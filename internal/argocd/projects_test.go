@@ -2,6 +2,7 @@ package argocd
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"log/slog"
 	"os"
@@ -76,7 +77,7 @@ func TestProjects(t *testing.T) {
 		} else {
 			objects = append(objects, appProject(project, tt.Repos, tt.Namespaces))
 		}
-		ours := map[string]any{"repoURL": orDefault(tt.Repository, "https://git.example.com/org/web"), "path": "x", "plugin": map[string]any{"name": "digestlock"}}
+		ours := map[string]any{"repoURL": cmp.Or(tt.Repository, "https://git.example.com/org/web"), "path": "x", "plugin": map[string]any{"name": "digestlock"}}
 		spec := map[string]any{"project": project, "source": ours}
 		if tt.Also != "" {
 			spec["sources"] = []any{ours, map[string]any{"repoURL": tt.Also, "path": "x"}}
@@ -84,7 +85,7 @@ func TestProjects(t *testing.T) {
 		if tt.Sync != "" {
 			spec["sourceHydrator"] = map[string]any{"drySource": ours, "syncSource": map[string]any{"repoURL": tt.Sync}}
 		}
-		u := application(t, orDefault(tt.Namespace, "argocd"), fmt.Sprint("case-", i), "{}")
+		u := application(t, cmp.Or(tt.Namespace, "argocd"), fmt.Sprint("case-", i), "{}")
 		u.Object["spec"] = spec
 		objects = append(objects, u)
 	}
@@ -95,7 +96,7 @@ func TestProjects(t *testing.T) {
 	}
 	for i, tt := range table.Cases {
 		name := fmt.Sprint("case-", i)
-		got := c.refused[orDefault(tt.Namespace, "argocd")+"/"+name].reason
+		got := c.refused[cmp.Or(tt.Namespace, "argocd")+"/"+name].reason
 		if (got == "") != (tt.Want == "") || !strings.Contains(got, tt.Want) || listed[name] != (tt.Want == "") {
 			t.Errorf("%+v: refused because %q, listed: %v", tt, got, listed[name])
 		}

@@ -346,12 +346,12 @@ func TestRealRefreshAndSync(t *testing.T) {
 
 	busy := func(want string) {
 		t.Helper()
-		if done, why, err := c.trySync(t.Context(), app, "abc"); done || err != nil || why == nil || why.Error() != want {
+		if done, why, err := c.trySync(t.Context(), app); done || err != nil || why == nil || why.Error() != want {
 			t.Errorf("trySync() = %v, %v, %v, want to wait because %s", done, why, err, want)
 		}
 		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errors.New("time is up"))
 		defer cancel()
-		if err, want := c.Sync(ctx, app, "abc"), "sync Application team-a_live: "+want+": time is up"; err == nil || err.Error() != want {
+		if err, want := c.Sync(ctx, app), "sync Application team-a_live: "+want+": time is up"; err == nil || err.Error() != want {
 			t.Errorf("Sync() = %v, want %s", err, want)
 		}
 	}
@@ -363,11 +363,11 @@ func TestRealRefreshAndSync(t *testing.T) {
 		{"phase": "Running", "startedAt": "2026-11-23T00:00:00Z", "operation": {}}}}`)
 	busy("another operation is in progress")
 	a.patchApplication(t, "team-a", "live", `{"status": {"operationState": {"phase": "Succeeded"}}}`)
-	must(t, c.Sync(t.Context(), app, "abc"))
+	must(t, c.Sync(t.Context(), app))
 	want := map[string]any{
 		"initiatedBy": map[string]any{"username": "digestlock", "automated": true},
 		"retry":       map[string]any{"limit": int64(2)},
-		"sync":        map[string]any{"revision": "abc", "prune": true, "syncOptions": []any{"CreateNamespace=true"}},
+		"sync":        map[string]any{"prune": true, "syncOptions": []any{"CreateNamespace=true"}},
 	}
 	if diff := cmp.Diff(want, a.application(t, "team-a", "live").Object["operation"]); diff != "" {
 		t.Errorf("operation (-want +got):\n%s", diff)
@@ -376,7 +376,7 @@ func TestRealRefreshAndSync(t *testing.T) {
 
 	// Not touched when automated sync was switched off meanwhile, or what was seen is no more.
 	a.patchApplication(t, "team-a", "live", `{"operation": null, "spec": {"syncPolicy": {"automated": {"enabled": false}}}}`)
-	must(t, c.Sync(t.Context(), app, ""))
+	must(t, c.Sync(t.Context(), app))
 	if op := a.application(t, "team-a", "live").Object["operation"]; op != nil {
 		t.Errorf("operation %v without automated sync", op)
 	}

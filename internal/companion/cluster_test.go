@@ -39,7 +39,7 @@ func (c *cluster) Open(_ context.Context, url, project string) (companion.Reposi
 	return companion.Repository{}, errors.New("no write credentials for " + url)
 }
 
-func (c *cluster) Tell(_ context.Context, app companion.Application, _ string) {
+func (c *cluster) Tell(_ context.Context, app companion.Application) {
 	c.note("tell " + app.Name)
 }
 
@@ -107,7 +107,10 @@ func TestTargetsOfApplications(t *testing.T) {
 	if n := strings.Count(f.log.String(), "render refused"); n != 2 {
 		t.Errorf("%d renders refused, want 2:\n%s", n, f.log)
 	}
-	c.wantTold(t, "DigestAdopted one false "+server, "DigestAdopted two false "+server, "tell one", "tell two")
+	c.wantTold(t, "DigestAdopted one false "+server, "DigestAdopted two false "+server, "LockNotUpdated elsewhere true no", "tell one", "tell two")
+
+	failing(t, f.Companion, 0, "application elsewhere: no write credentials")
+	c.wantTold(t) // not again
 
 	c.down = errors.New("the cluster does not answer")
 	f.replica.sees(pin(server, 2))
@@ -229,4 +232,28 @@ func TestManySources(t *testing.T) {
 	if n := f.server.Requests() - before; n > 4 { // list, fetch, contents, list
 		t.Errorf("%d requests for two cycles without news, want 4", n)
 	}
+}
+
+// TestTrouble: each Application learns what is in the way of its own lock, once.
+func TestTrouble(t *testing.T) {
+	t.Parallel()
+	f, c := inCluster(t, map[string]string{
+		"a/kustomization.yaml": overlay, "a/" + lock.FileName: "<<<<<<< HEAD\n", "b/kustomization.yaml": overlay, "c/kustomization.yaml": overlay,
+	},
+		companion.Application{Name: "broken", Path: "a"}, companion.Application{Name: "fine", Path: "b"},
+		companion.Application{Name: "prod", Path: "a", Mode: "locked"})
+	f.replica.rendered(f.repo.URL, "", "b", "fine", pin(server, 1))
+	failing(t, f.Companion, 1, "merge conflict marker")
+	c.wantTold(t, "DigestAdopted fine false "+server, "LockNotUpdated broken true a/digest-lock.yaml:1:", "tell fine")
+	failing(t, f.Companion, 0, "merge conflict marker")
+	c.wantTold(t)
+
+	f.repo.Hook(t, "pre-receive", "echo no pushes today; exit 1")
+	f.replica.sees(pin(server, 2))
+	failing(t, f.Companion, 0, "no pushes today")
+	c.wantTold(t, "LockNotUpdated broken true push", "LockNotUpdated fine true push")
+	f.repo.Hook(t, "pre-receive", "exit 0")
+	f.repo.Commit(t, "main", map[string]string{"a/" + lock.FileName: ""})
+	once(t, f.Companion, 1)
+	c.wantTold(t, "DigestAdopted fine false "+server, "tell fine")
 }

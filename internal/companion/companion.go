@@ -69,7 +69,7 @@ type Cluster interface {
 	// the same again for as long as they do not change, and Ensure. The rest is not looked at.
 	Open(ctx context.Context, url, project string) (Repository, error)
 	// Tell has Argo CD look at an Application again at once, after a commit to its lock.
-	Tell(ctx context.Context, app Application, commit string)
+	Tell(ctx context.Context, app Application)
 	// Stale has Argo CD render and sync an Application of mode live again: a tag that it renders has moved.
 	Stale(ctx context.Context, app Application)
 	// Event notes beside the Application what happened to it. reason is one word in CamelCase.
@@ -107,6 +107,8 @@ type Companion struct {
 	bell     *bell
 	board    board
 	branches map[string]*branch // by repository and branch; what is remembered from cycle to cycle
+
+	complained map[Application]string // what each Application was last told of trouble
 }
 
 // New returns a companion. Two companions cannot share a Registerer.
@@ -144,12 +146,13 @@ func (c *Companion) cycle(ctx context.Context, quiet Quiet) outcome {
 	if len(docs) == 0 && complete {
 		c.o.Log.Warn("no resolver knows of a render", "hint", "nothing to do until Argo CD renders; a hard refresh makes it")
 	}
-	targets, unread := c.targets(ctx, docs)
+	trouble := trouble{}
+	targets, unread := c.targets(ctx, docs, trouble)
 	c.heads(targets)
 	looks := newLooks(replicas, c.o.Log)
 	updates := make([]updater, len(targets))
 	for i, t := range targets {
-		updates[i] = updater{c: c, target: t, branch: c.branch(t), looks: looks, quiet: quiet, complete: complete}
+		updates[i] = updater{c: c, target: t, branch: c.branch(t), looks: looks, quiet: quiet, complete: complete, byPath: map[string][]error{}}
 	}
 	looks.ahead(ctx, targets)
 	each(updates, func(i int, _ updater) { updates[i].run(ctx) })
@@ -158,11 +161,13 @@ func (c *Companion) cycle(ctx context.Context, quiet Quiet) outcome {
 	problems = append(problems, looks.problems...)
 	var commits []Commit
 	for _, u := range updates {
+		u.report(trouble)
 		problems = append(problems, u.problems...)
 		if u.commit != nil {
 			commits = append(commits, *u.commit)
 		}
 	}
+	c.complain(ctx, trouble)
 	return outcome{commits, problems}
 }
 
@@ -173,7 +178,6 @@ type branch struct {
 	pushed   string          // its last commit; "" when that is not known
 	last     *Commit         // and its commit, of this process
 	at       time.Time       // when
-	failed   string          // what Applications were last told of
 	proposed proposal
 	told     map[Application]string // digests that moved under an Application of mode live, once told
 }

@@ -205,7 +205,7 @@ func (u *updater) request(ctx context.Context, commit, message string, moves []m
 		title, body := requestText(message)
 		page, created, err := ensure(ctx, Request{Head: u.target.head, Base: u.target.branch, Title: title, Body: body})
 		if err != nil {
-			u.leave(err)
+			u.leave(everyPath, err)
 			return
 		}
 		u.c.o.Log.Info("request is open", "repository", u.target.repository.URL, "branch", u.target.branch, "request", page, "created", created)

@@ -17,8 +17,8 @@ import (
 // committed, or that has no mark, has it look far.
 const maxHistory = 500
 
-// trailer begins the last line of the companion's messages. It tells its commits from people's.
-const trailer = "Digestlock-Companion:"
+// trailer begins the last line of the companion's messages.
+const trailer = lock.Trailer + ":"
 
 // left is how the companion left the lock of one path.
 type left struct {

@@ -22,6 +22,9 @@ const (
 	locked = "locked"
 )
 
+// Modes returns the modes that an Application may have.
+func Modes() []string { return []string{follow, live, locked} }
+
 // target is one branch of one repository, and what was rendered there.
 type target struct {
 	repository Repository
@@ -102,12 +105,12 @@ type followed struct {
 
 // targets groups the sources by the branch that their locks are written to, sorted. It reads the branches' tips, because
 // only they say what HEAD is: two revisions may mean one branch.
-func (c *Companion) targets(ctx context.Context, docs []lock.Document) ([]*target, []error) {
+func (c *Companion) targets(ctx context.Context, docs []lock.Document, trouble trouble) ([]*target, []error) {
 	sources, err := c.sources(docs)
 	if err != nil {
 		return nil, []error{err}
 	}
-	all, problems := c.followed(ctx, sources)
+	all, problems := c.followed(ctx, sources, trouble)
 	tips, errs := make([]*gitrepo.Snapshot, len(all)), make([]error, len(all))
 	each(all, func(i int, f *followed) {
 		ctx, cancel := within(ctx, readTimeout)
@@ -123,6 +126,7 @@ func (c *Companion) targets(ctx context.Context, docs []lock.Document) ([]*targe
 			continue
 		case errs[i] != nil:
 			problems = append(problems, fmt.Errorf("revision %s: %w", f.revision, errs[i]))
+			trouble.add(f.sources, errs[i])
 			continue
 		}
 		name := tips[i].Branch()
@@ -216,32 +220,40 @@ func revision(target string) string {
 }
 
 // followed groups the sources by repository and target revision, sorted. Those of repositories or branches that the
-// companion does not write to are left out, and their servers never contacted.
-func (c *Companion) followed(ctx context.Context, sources []source) ([]*followed, []error) {
-	found, known := map[string]*followed{}, map[string][]Repository{}
+// companion does not write to are left out, and their servers never contacted. So are sources that nothing is written for,
+// of mode locked or of a project without access, unless others share their repository: they count there as ones that
+// render nobody knows what, so that no pin is dropped which they need.
+func (c *Companion) followed(ctx context.Context, sources []source, trouble trouble) ([]*followed, []error) {
+	found, access, refused := map[string]*followed{}, map[string][]Repository{}, map[string]error{}
 	var problems []error
 	for _, s := range sources {
-		revision := revision(s.TargetRevision)
-		key := normalise(s.Repository) + "@" + revision
+		key := normalise(s.Repository) + "@" + revision(s.TargetRevision)
 		mine := key + " " + s.Project
-		repositories, asked := known[mine]
-		if !asked {
-			var err error
-			if repositories, err = c.repositories(ctx, s); err != nil {
-				problems = append(problems, err)
+		repositories, asked := access[mine]
+		if !asked && s.Mode != locked {
+			repositories, refused[mine] = c.repositories(ctx, s)
+			if err := refused[mine]; err != nil {
+				problems = append(problems, fmt.Errorf("application %s: %w", s.Name, err))
 			}
-			known[mine] = repositories
-		}
-		if len(repositories) == 0 {
-			continue
+			access[mine] = repositories
 		}
 		f := found[key]
 		if f == nil {
-			f = &followed{revision: revision, repositories: repositories}
+			f = &followed{revision: revision(s.TargetRevision)}
 			found[key] = f
+		}
+		if err := refused[mine]; err != nil {
+			trouble.add([]source{s}, err)
+		}
+		switch {
+		case s.Mode == locked || len(repositories) == 0:
+			s.Mode, s.renders = locked, nil
+		case f.repositories == nil:
+			f.repositories = repositories
 		}
 		f.sources = append(f.sources, s)
 	}
+	maps.DeleteFunc(found, func(_ string, f *followed) bool { return f.repositories == nil })
 	var all []*followed
 	for _, k := range slices.Sorted(maps.Keys(found)) {
 		all = append(all, found[k])
@@ -272,7 +284,7 @@ func (c *Companion) repositories(ctx context.Context, s source) ([]Repository, e
 	}
 	r, err := c.o.Cluster.Open(ctx, s.Repository, s.Project)
 	if err != nil {
-		return nil, fmt.Errorf("application %s: %w", s.Name, err)
+		return nil, err
 	}
 	return []Repository{{Remote: r.Remote, URL: withoutUser(s.Repository), Ensure: r.Ensure}}, nil
 }

@@ -3,7 +3,6 @@ package companion
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 )
@@ -12,7 +11,7 @@ import (
 // images.
 func (u *updater) tell(ctx context.Context, commit string, moves []move) {
 	u.toEach(moves, func(cluster Cluster, app Application, moves []move) {
-		cluster.Tell(ctx, app, commit)
+		cluster.Tell(ctx, app)
 		for _, m := range moves {
 			warning, reason, text := m.event(commit)
 			cluster.Event(ctx, app, warning, reason, text)
@@ -67,27 +66,33 @@ func (m move) event(commit string) (warning bool, reason, text string) {
 	return false, "DigestAdopted", fmt.Sprintf("%s moved to %s in commit %s", m.image, m.new, commit)
 }
 
-// failed notes beside the Applications of a branch that their locks could not be brought up to date, once per reason.
-func (u *updater) failed(ctx context.Context) {
-	why := strings.Join(texts(u.problems), "; ")
-	if u.c.o.Cluster == nil || why == u.branch.failed {
-		return
-	}
-	u.branch.failed = why
-	if why == "" {
-		return
-	}
-	var apps []Application
-	for _, o := range u.target.paths {
-		for _, s := range o.sources {
-			if !slices.Contains(apps, s.Application) {
-				apps = append(apps, s.Application)
-			}
+// trouble is what keeps the locks of Applications from being brought up to date. Each learns what is in its own way: what
+// is wrong with a path is its Applications' business alone.
+type trouble map[Application][]error
+
+func (t trouble) add(sources []source, problems ...error) {
+	for _, s := range sources {
+		if s.Mode != locked {
+			t[s.Application] = append(t[s.Application], problems...)
 		}
 	}
-	each(apps, func(_ int, app Application) {
-		u.c.o.Cluster.Event(ctx, app, true, "LockNotUpdated", why)
-	})
+}
+
+// complain notes trouble beside each Application, once for as long as it stays the same.
+func (c *Companion) complain(ctx context.Context, t trouble) {
+	if c.o.Cluster == nil {
+		return
+	}
+	said := map[Application]string{}
+	var fresh []Application
+	for app, problems := range t {
+		said[app] = strings.Join(texts(problems), "; ")
+		if said[app] != "" && said[app] != c.complained[app] {
+			fresh = append(fresh, app)
+		}
+	}
+	c.complained = said
+	each(fresh, func(_ int, app Application) { c.o.Cluster.Event(ctx, app, true, "LockNotUpdated", said[app]) })
 }
 
 // stale has Argo CD render those Applications of mode live again under which a tag has moved: it would not by itself.

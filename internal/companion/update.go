@@ -40,13 +40,13 @@ type updater struct {
 	waits    bool                      // for the quiet window
 	page     string                    // of the request that is open
 	problems []error                   // of the last attempt
+	byPath   map[string][]error        // those by what they are about: a path, or everyPath
 }
 
 // run sets what the last attempt came to. Where the branch moves in between, what to write is worked out anew on the
 // new tip: a commit is applied again, never rebased.
 func (u *updater) run(ctx context.Context) {
 	u.update(ctx)
-	u.failed(ctx)
 	u.stale(ctx)
 }
 
@@ -81,6 +81,7 @@ func (u *updater) update(ctx context.Context) {
 		log.Info("branch is gone, nothing to write")
 	case err != nil:
 		u.problems = append(u.problems, fmt.Errorf("branch %s: %w", u.target.branch, err))
+		u.byPath[everyPath] = append(u.byPath[everyPath], err)
 	case u.commit != nil:
 		subject, _, _ := strings.Cut(u.commit.Message, "\n")
 		log.Info("committed", "commit", u.commit.Hash, "subject", subject)
@@ -90,7 +91,7 @@ func (u *updater) update(ctx context.Context) {
 // attempt works out the commit on top of tip and pushes it. It returns what [gitrepo.Snapshot.Files],
 // [gitrepo.Snapshot.Log] and [gitrepo.Snapshot.Push] return.
 func (u *updater) attempt(ctx context.Context, tip *gitrepo.Snapshot) error {
-	u.problems = nil
+	u.problems, u.byPath = nil, map[string][]error{}
 	if u.target.refused != nil {
 		return u.target.refused
 	}
@@ -223,7 +224,7 @@ func (u *updater) read(ctx context.Context, tip *gitrepo.Snapshot) (map[string]*
 		case err != nil && gone(tip, dir): // a ledger remembers what was rendered there before
 			u.c.o.Log.Info("path is gone, nothing to write", "repository", u.target.repository.URL, "branch", u.target.branch, "path", dir)
 		case err != nil:
-			u.leave(err)
+			u.leave(dir, err)
 		default:
 			dirs[lockFile(dir)] = dir
 		}
@@ -240,7 +241,7 @@ func (u *updater) read(ctx context.Context, tip *gitrepo.Snapshot) (map[string]*
 		}
 		doc, err := lock.Parse(file, content)
 		if err != nil {
-			u.leave(err)
+			u.leave(dirs[file], err)
 			continue
 		}
 		locks[dirs[file]] = doc
@@ -256,14 +257,27 @@ func (u *updater) files(ctx context.Context, tip *gitrepo.Snapshot, dirs map[str
 		if !ok || dirs[bad.Path] == "" {
 			return data, err
 		}
+		dir := dirs[bad.Path]
 		delete(dirs, bad.Path)
-		u.leave(fault.New(fault.LockNotAFile, "put a regular file there, or delete it and let the companion write it anew", "%s: %w", bad.Path, bad.Err))
+		u.leave(dir, fault.New(fault.LockNotAFile, "put a regular file there, or delete it and let the companion write it anew", "%s: %w", bad.Path, bad.Err))
 	}
 }
 
+// everyPath is no path of a repository, and stands for all.
+const everyPath = ""
+
 // leave notes why a path is left as it is.
-func (u *updater) leave(err error) {
+func (u *updater) leave(dir string, err error) {
 	u.problems = append(u.problems, fmt.Errorf("%s@%s: %w", u.target.repository.URL, u.target.branch, err))
+	u.byPath[dir] = append(u.byPath[dir], err)
+}
+
+// report adds what keeps locks from being brought up to date: a path's problem for its sources, a branch's for all.
+func (u *updater) report(t trouble) {
+	for dir, o := range u.target.paths {
+		t.add(o.sources, u.byPath[everyPath]...)
+		t.add(o.sources, u.byPath[dir]...)
+	}
 }
 
 // holdsKustomization refuses a path that is no overlay: whoever renders also names the path.

@@ -16,9 +16,6 @@ import (
 	"github.com/digestlock/digestlock/internal/lock"
 )
 
-// trailer is what the companion ends its commit messages with: its version.
-const trailer = "Digestlock-Companion"
-
 // git runs the git binary in one directory.
 type git struct {
 	path, dir string
@@ -90,7 +87,7 @@ type change struct {
 }
 
 // fields of a commit, one line each: none of them can have a NUL or a line feed in it.
-const fields = "%H%x00%P%x00%ct%x00%an%x00%ae%x00%(trailers:key=" + trailer + ",valueonly,unfold,separator=%x2C)%x00%s"
+const fields = "%H%x00%P%x00%ct%x00%an%x00%ae%x00%(trailers:key=" + lock.Trailer + ",valueonly,unfold,separator=%x2C)%x00%s"
 
 // log returns the commits that changed the file name in the directory, oldest first, each with what it changed against its
 // first parent.

@@ -32,6 +32,10 @@ type Document struct {
 	Pins   []Pin   `json:"pins"`
 }
 
+// Trailer is the key of the last line of the companion's commit messages, which has its version. It tells its commits from
+// people's.
+const Trailer = "Digestlock-Companion"
+
 // Pin is the digest behind one mutable tag.
 type Pin struct {
 	Image      string    `json:"image"`          // normalised full reference, "registry/repository:tag"

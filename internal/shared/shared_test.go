@@ -242,6 +242,16 @@ func TestFlushWithoutMessage(t *testing.T) {
 	}
 }
 
+// overtaken has b ask the registry, whose answer is held until release is called, and moves the tag meanwhile.
+func (w *world) overtaken(b *Resolver) (release func(), done chan image.Resolution) {
+	release, done = w.hold(), make(chan image.Resolution, 1)
+	go func() { done <- b.Resolve(w.t.Context(), "", []image.Ref{ref(w.t, server)})[0] }()
+	w.waitAsked(1)
+	w.pass()
+	w.set(newer, nil)
+	return release, done
+}
+
 // TestFlushOvertakesLookup: what is being asked for when a flush comes is neither answered nor shared, though no message
 // tells of the flush.
 func TestFlushOvertakesLookup(t *testing.T) {
@@ -249,12 +259,7 @@ func TestFlushOvertakesLookup(t *testing.T) {
 	for _, every := range []bool{false, true} {
 		w := newWorld(t)
 		a, b := w.join(patient), w.join(patient)
-		release := w.hold()
-		done := make(chan image.Resolution, 1)
-		go func() { done <- b.Resolve(t.Context(), "", []image.Ref{ref(t, server)})[0] }()
-		w.waitAsked(1)
-		w.pass()
-		w.set(newer, nil)
+		release, done := w.overtaken(b)
 		a.Forget(w.target(every))
 		w.client.ConfigResetStat(t.Context())
 		w.want(a, "", newer)
@@ -275,12 +280,7 @@ func TestGenerationLost(t *testing.T) {
 	for _, flush := range []bool{false, true} {
 		w := newWorld(t)
 		a, b := w.join(patient), w.join(patient)
-		release := w.hold()
-		done := make(chan image.Resolution, 1)
-		go func() { done <- b.Resolve(t.Context(), "", []image.Ref{ref(t, server)})[0] }()
-		w.waitAsked(1)
-		w.pass()
-		w.set(newer, nil)
+		release, done := w.overtaken(b)
 		if flush {
 			a.Forget(w.target(false))
 		}

@@ -20,6 +20,9 @@ const phrase = "correct horse"
 
 func run(t *testing.T, name string, args ...string) []byte {
 	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		t.Skipf("no %s here: apt-get install openssh-client gnupg", name)
+	}
 	cmd := exec.CommandContext(t.Context(), name, args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
