@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -76,36 +77,48 @@ func TestTwoCompanionsOfOneBranch(t *testing.T) {
 	wantHold(t, f.repo, server, 1, 2, reverted(by))
 }
 
-// TestResolverAwayAtRevert: the resolver that knows of the path is away while another path is committed.
-func TestResolverAwayAtRevert(t *testing.T) {
+// TestPassedByAtRevert: a path is not looked at while another one is committed, past its revert.
+func TestPassedByAtRevert(t *testing.T) {
 	t.Parallel()
-	f, other := twoPaths(t)
-	f.use(t, "", f.replica, other)
-	once(t, f.Companion, 1)
-	f.replica.sees(pin(server, 2))
-	once(t, f.Companion, 1)
-	by := revert(t, f.repo, "main")
-	f.replica.down = errors.New("restarting")
-	other.sees(pin(worker, 2))
-	failing(t, f.Companion, 1, "restarting")
-	f.replica.down = nil
-	once(t, f.Companion, 1)
-	wantHold(t, f.repo, server, 1, 2, reverted(by))
-}
-
-// TestBrokenAtRevert: the lock cannot be read while another path is committed, and then says what it said before.
-func TestBrokenAtRevert(t *testing.T) {
-	t.Parallel()
-	f, other := twoPaths(t)
-	f.use(t, "", f.replica, other)
-	f.replica.sees(pin(server, 2))
-	once(t, f.Companion, 1)
-	f.repo.Commit(t, "main", map[string]string{app: "<<<<<<< HEAD\n" + lockText(pin(server, 1))})
-	other.sees(pin(worker, 2))
-	failing(t, f.Companion, 1, "merge conflict marker")
-	by := f.repo.Commit(t, "main", map[string]string{app: lockText(pin(server, 1))})
-	once(t, f.Companion, 1)
-	wantHold(t, f.repo, server, 1, 2, "changed by hand in "+by[:7]+" by A Person")
+	for name, tt := range map[string]struct {
+		pass   func(t *testing.T, f *fixture) (by string) // what happens until its lock says what it said before
+		reason string
+	}{
+		"the resolver that knows of it is away": {func(t *testing.T, f *fixture) string {
+			by := revert(t, f.repo, "main")
+			f.replica.down = errors.New("restarting")
+			failing(t, f.Companion, 1, "restarting")
+			f.replica.down = nil
+			return by
+		}, "reverted"},
+		"its lock is broken": {func(t *testing.T, f *fixture) string {
+			f.repo.Commit(t, "main", map[string]string{app: "<<<<<<< HEAD\n" + lockText(pin(server, 1))})
+			failing(t, f.Companion, 1, "merge conflict marker")
+			return f.repo.Commit(t, "main", map[string]string{app: lockText(pin(server, 1))})
+		}, "changed by hand"},
+	} {
+		for _, restarted := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, restarted %v", name, restarted), func(t *testing.T) {
+				t.Parallel()
+				f, other := twoPaths(t)
+				f.use(t, "", f.replica, other)
+				once(t, f.Companion, 1)
+				f.replica.sees(pin(server, 2))
+				once(t, f.Companion, 1)
+				other.sees(pin(worker, 2))
+				by := tt.pass(t, f)
+				if restarted {
+					f.use(t, "", f.replica, other)
+				}
+				once(t, f.Companion, 1)
+				wantHold(t, f.repo, server, 1, 2, tt.reason+" in "+by[:7]+" by A Person")
+				once(t, f.Companion, 0)
+				f.replica.sees(pin(server, 3))
+				once(t, f.Companion, 1)
+				wantHold(t, f.repo, server, 3, 0, "")
+			})
+		}
+	}
 }
 
 // TestStaleLookAtRevert: a look that is older than the digest does not say that the tag has moved past it.

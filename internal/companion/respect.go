@@ -1,8 +1,10 @@
 package companion
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"iter"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,6 +18,10 @@ import (
 // took a pin back. Both are near the tip: the companion looks at each tip, and only a branch on which nothing was ever
 // committed, or that has no mark, has it look far.
 const maxHistory = 500
+
+// maxOwn is how many of the companion's own commits are looked through for the one that last changed the lock of a path
+// which this process has not looked at yet.
+const maxOwn = 64
 
 // trailer begins the last line of the companion's messages.
 const trailer = lock.Trailer + ":"
@@ -31,8 +37,9 @@ type left struct {
 // it, with a hold that rejects the digest. It is over when the tag moves past it, as every hold is.
 //
 // What the companion had committed last is in Git: the branch's mark, which moves with each of its pushes, or else the
-// newest commit with its trailer. So nothing is lost with a process, and a branch that was reset tells too. What this
-// process has left in the lock of a path counts beside that: a mark also moves past paths that nobody could look at.
+// newest commit with its trailer. So nothing is lost with a process, and a branch that was reset tells too. A mark also
+// moves past paths that nobody could look at: so what this process has left in the lock of a path counts beside it, or
+// else, where a pin is to move, what the newest commit of ours that changed that lock has.
 func (u *updater) respect(ctx context.Context, tip *gitrepo.Snapshot, locks, edits map[string]*lock.Document) error {
 	log := history{tip: tip, merged: u.c.o.PushBranch != nil}
 	last, err := u.lastOurs(ctx, &log)
@@ -43,7 +50,7 @@ func (u *updater) respect(ctx context.Context, tip *gitrepo.Snapshot, locks, edi
 		if doc == nil {
 			continue
 		}
-		before, err := u.before(ctx, dir, last, tip)
+		before, err := u.before(ctx, &log, dir, last, edits[dir] != nil)
 		if err != nil {
 			return err
 		}
@@ -69,20 +76,30 @@ func (u *updater) respect(ctx context.Context, tip *gitrepo.Snapshot, locks, edi
 }
 
 // before returns how the companion left the lock of a path, as far as anybody knows.
-func (u *updater) before(ctx context.Context, dir string, last *lastCommit, tip *gitrepo.Snapshot) ([]left, error) {
+func (u *updater) before(ctx context.Context, log *history, dir string, last *lastCommit, moves bool) ([]left, error) {
 	var all []left
-	mine, ok := u.branch.left[dir]
-	if ok {
+	mine, known := u.branch.left[dir]
+	if known {
 		all = append(all, mine)
 	}
-	if last == nil || last.commit == tip.Commit() || ok && mine.commit == last.commit {
+	if last == nil {
 		return all, nil
 	}
-	committed, err := last.lock(ctx, dir, u.target)
-	if err != nil {
-		return nil, err
+	if last.commit != log.tip.Commit() && (!known || mine.commit != last.commit) {
+		committed, err := last.lock(ctx, dir, u.target)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, left{last.commit, committed})
 	}
-	return append(all, left{last.commit, committed}), nil
+	if !known && moves {
+		own, err := log.own(ctx, dir)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, own...)
+	}
+	return all, nil
 }
 
 // judge returns the hold that keeps p, a pin at the tip, from what the companion had left it at, nil when there is no
@@ -118,7 +135,10 @@ func (u *updater) lastOurs(ctx context.Context, log *history) (*lastCommit, erro
 	if err := log.read(ctx); err != nil {
 		return nil, err
 	}
-	last := log.ours()
+	var last *gitrepo.Commit
+	for last = range log.ours() {
+		break
+	}
 	if marked != nil && (last == nil || log.find(marked.Hash) == nil && !marked.When.Before(last.When)) {
 		last = marked
 	}
@@ -151,16 +171,24 @@ func (l *lastCommit) lock(ctx context.Context, dir string, t *target) (*lock.Doc
 }
 
 func lockAt(ctx context.Context, c *gitrepo.Commit, dir string) (*lock.Document, error) {
-	file := lockFile(dir)
-	files, err := c.Files(ctx, []string{file})
-	if err != nil {
-		return nil, fmt.Errorf("commit %s: %w", c.Hash, err)
+	text, err := lockText(ctx, c, dir)
+	if text == nil || err != nil {
+		return nil, err
 	}
-	doc, err := lock.Parse(file, files[file])
-	if files[file] == nil || err != nil {
+	doc, err := lock.Parse(lockFile(dir), text)
+	if err != nil {
 		return nil, nil // broken then, and somebody's to mend
 	}
 	return doc, nil
+}
+
+// lockText returns the content of the lock of a path, nil for none.
+func lockText(ctx context.Context, c *gitrepo.Commit, dir string) ([]byte, error) {
+	files, err := c.Files(ctx, []string{lockFile(dir)})
+	if err != nil {
+		return nil, fmt.Errorf("commit %s: %w", c.Hash, err)
+	}
+	return files[lockFile(dir)], nil
 }
 
 // history is the branch's, read when it is first needed.
@@ -179,21 +207,52 @@ func (h *history) read(ctx context.Context) (err error) {
 	return nil
 }
 
-// ours returns the companion's newest commit, nil for none. What it committed to other branches comes by merges, and says
-// nothing of this one.
-func (h *history) ours() *gitrepo.Commit {
-	if h.merged {
-		if i := slices.IndexFunc(h.commits, h.byUs); i >= 0 {
-			return h.commits[i]
+// ours are the companion's commits, newest first. What it committed to other branches comes by merges, and says nothing
+// of this one.
+func (h *history) ours() iter.Seq[*gitrepo.Commit] {
+	return func(yield func(*gitrepo.Commit) bool) {
+		if h.merged {
+			for _, c := range h.commits {
+				if h.byUs(c) && !yield(c) {
+					return
+				}
+			}
+			return
 		}
-		return nil
-	}
-	for c := h.commits[0]; c != nil; c = h.parent(c) {
-		if h.byUs(c) {
-			return c
+		for c := h.commits[0]; c != nil; c = h.parent(c) {
+			if h.byUs(c) && !yield(c) {
+				return
+			}
 		}
 	}
-	return nil
+}
+
+// own returns how the newest commit of ours that changed the lock of a path left it, if that is one of the last maxOwn.
+func (h *history) own(ctx context.Context, dir string) ([]left, error) {
+	if err := h.read(ctx); err != nil {
+		return nil, err
+	}
+	n := 0
+	for c := range h.ours() {
+		if n++; n > maxOwn {
+			break
+		}
+		now, err := lockText(ctx, c, dir)
+		if err != nil {
+			return nil, err
+		}
+		var before []byte
+		if parent := h.parent(c); parent != nil {
+			if before, err = lockText(ctx, parent, dir); err != nil {
+				return nil, err
+			}
+		}
+		if now != nil && !bytes.Equal(now, before) {
+			doc, err := lockAt(ctx, c, dir)
+			return []left{{c.Hash, doc}}, err
+		}
+	}
+	return nil, nil
 }
 
 // parent returns c's first parent, nil for none that is known.
@@ -237,7 +296,7 @@ func (h *history) cause(ctx context.Context, dir string, p lock.Pin, last string
 	if err := h.read(ctx); err != nil {
 		return "", err
 	}
-	if h.find(last) == nil {
+	if h.find(last) == nil && len(h.commits) < maxHistory {
 		return "branch reset past " + last[:7], nil
 	}
 	for c := h.commits[0]; c.Hash != last; {
@@ -267,6 +326,9 @@ func (h *history) cause(ctx context.Context, dir string, p lock.Pin, last string
 // unaware reports whether a merge brought the pin from a branch that did not know of the companion's last commit: nobody
 // took anything back there.
 func (h *history) unaware(ctx context.Context, merge *gitrepo.Commit, dir string, p lock.Pin, last string) (bool, error) {
+	if h.find(last) == nil {
+		return false, nil
+	}
 	for _, hash := range merge.Parents[min(1, len(merge.Parents)):] {
 		other := h.find(hash)
 		if other == nil || h.descends(hash, last) {

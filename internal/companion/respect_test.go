@@ -137,6 +137,17 @@ func TestReset(t *testing.T) {
 	wantHold(t, f.repo, server, 3, 0, "")
 }
 
+// TestLongAgo: what the companion last committed may lie further back than it reads.
+func TestLongAgo(t *testing.T) {
+	t.Parallel()
+	f := adopted(t)
+	revert(t, f.repo, "main")
+	many := `!at=$(git rev-parse main); for i in $(seq 500); do at=$(git commit-tree -p $at -m $i "main^{tree}"); done; git update-ref refs/heads/main $at`
+	f.repo.Git(t, "-c", "alias.many="+many, "many")
+	once(t, f.restarted(t).Companion, 1)
+	wantHold(t, f.repo, server, 1, 2, "changed by hand")
+}
+
 // TestHandEdit: a digest that a person writes stays, until the tag moves on.
 func TestHandEdit(t *testing.T) {
 	t.Parallel()
