@@ -5,7 +5,7 @@ KUSTOMIZE := v5.8.2
 LDFLAGS := -s -w -X main.buildVersion=$(VERSION) -X sigs.k8s.io/kustomize/api/provenance.version=$(KUSTOMIZE)
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: all build demo check test race kill e2e bench fuzz update clean
+.PHONY: all build demo check test race kill kill-leaders e2e bench fuzz update clean
 
 all: check test
 
@@ -32,6 +32,9 @@ race:
 
 kill: ## companions killed at 200 random instants, against a real Git server
 	go test -count=1 -run '^TestKilled$$' ./cmd/digestlock-companion -kills 200
+
+kill-leaders: ## the same of companions with a lease, on Kubernetes
+	cd e2e && go test -count=1 -timeout 30m -v -run '^TestCompanionOnKubernetes$$' . -kills 200
 
 e2e: ## with Argo CD's own cmp-server and repo-server code, a real registry, git http-backend, a real Gitea, OpenSSH, Kubernetes (wants etcd and sshd)
 	cd e2e && go vet . && go test -count=1 -timeout 30m .

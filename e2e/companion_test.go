@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -150,7 +151,7 @@ func (c *kubeCluster) apply(t *testing.T, file, namespace string) {
 func (in *installation) startCompanion(t *testing.T, addr string) {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(binDir, "digestlock-companion"),
-		"--kubernetes", "--leader-elect", "--kubeconfig", in.kubeconfig, "--application-namespaces", "team-a",
+		"--kubernetes", "--leader-elect", "--lease-duration=1s", "--kubeconfig", in.kubeconfig, "--application-namespaces", "team-a",
 		"--resolver", in.api, "--resolver-token-file", in.tokenFile,
 		"--listen", addr, "--token-file", in.frontDoor, "--quiet-window=0",
 	)
@@ -509,13 +510,14 @@ func (in *installation) passesOn(t *testing.T, follower string) {
 	}
 }
 
+var kills = flag.Int("kills", 20, "how many leaders TestCompanionOnKubernetes kills")
+
 // outlivesLeaders: leaders are killed at random instants while pushes go on. Another takes over, the last push lands each
 // time, and no commit is doubled, wrong, or older than the one before it.
 func (in *installation) outlivesLeaders(t *testing.T) {
 	t.Helper()
-	const kills = 5
 	before, pushed := in.git.head(t), len(in.pushed)
-	for range kills {
+	for range *kills {
 		victim, other := in.leader(t)
 		holder := in.holder(t)
 		dead := make(chan time.Time, 1)
@@ -532,7 +534,7 @@ func (in *installation) outlivesLeaders(t *testing.T) {
 				time.Sleep(100 * time.Millisecond)
 			}
 		}
-		t.Logf("the lease was taken over %v after the leader was killed", time.Since(<-dead).Round(time.Second))
+		t.Logf("the lease was taken over %v after the leader was killed", time.Since(<-dead).Round(100*time.Millisecond))
 		<-in.companions[victim].done
 		in.startCompanion(t, victim)
 		last := in.pushImage(t)
@@ -568,9 +570,9 @@ func (in *installation) outlivesLeaders(t *testing.T) {
 	if mark := git(t, in.git.bare, "rev-parse", "refs/digestlock/main"); mark != in.git.head(t) {
 		t.Errorf("the mark is at %s, want the last commit, %s", mark, in.git.head(t))
 	}
-	t.Logf("%d leaders killed, %d pushes, %d commits", kills, len(in.pushed)-pushed, len(commits))
-	if len(commits) < 2*kills {
-		t.Errorf("%d commits for %d kills: leaders were killed before they did anything, and the test shows little", len(commits), kills)
+	t.Logf("%d leaders killed, %d pushes, %d commits", *kills, len(in.pushed)-pushed, len(commits))
+	if len(commits) < 2**kills {
+		t.Errorf("%d commits for %d kills: leaders were killed before they did anything, and the test shows little", len(commits), *kills)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/digestlock/digestlock/internal/argocd"
 	"github.com/digestlock/digestlock/internal/cli"
@@ -39,6 +40,7 @@ func (f *kubeFlags) register(flags *cli.Flags) {
 	flags.StringVar(&f.mode, "default-mode", "follow", "mode of Applications that name none, as DIGESTLOCK_MODE of the plugin's container says")
 	flags.BoolVar(&f.silent, "no-refresh", false, "do not ask Argo CD for a refresh after a commit")
 	flags.BoolVar(&f.elect, "leader-elect", false, "let one of several companions work, the one that holds the lease digestlock-companion; the others pass on to it what comes to their --listen")
+	flags.DurationVar(&f.o.Lease, "lease-duration", 15*time.Second, "with --leader-elect: how long after a leader's last sign of life another may take over; all companions need the same")
 	flags.StringVar(&f.advertise, "advertise", "", "with --leader-elect: IP:port at which other companions reach this one's --listen; empty for the address in --listen, else the variable POD_IP, else that of the outbound interface")
 }
 
@@ -52,6 +54,8 @@ func (f *kubeFlags) check(once bool, listen string) error {
 	case f.elect && !f.on:
 		return cli.Usage("give --kubernetes too, that is where the lease is; without it any number of companions may run, each commit is a compare-and-swap",
 			"--leader-elect without --kubernetes")
+	case f.o.Lease < time.Second || f.o.Lease%time.Second != 0:
+		return cli.Usage("give whole seconds, as Kubernetes counts them", "--lease-duration=%v", f.o.Lease)
 	case f.advertise != "" && (!f.elect || listen == ""):
 		return cli.Usage("leave it out: it tells other companions where this one's --listen is", "--advertise without --leader-elect and --listen")
 	}

@@ -58,12 +58,13 @@ const pingTimeout = 2 * time.Second
 
 // Options say where Argo CD is and what of it to use.
 type Options struct {
-	Kubeconfig      string       // path; "" is the cluster that this process runs in
-	Namespace       string       // Argo CD's own; "" is "argocd"
-	Namespaces      []string     // further ones in which Applications are allowed, as Argo CD's application.namespaces: names, globs, /regular expressions/
-	PluginName      string       // as source.plugin.name has it; "" is "digestlock"
-	ReadCredentials bool         // use repository and repo-creds secrets where there are none for writing
-	Log             *slog.Logger // nil logs nothing
+	Kubeconfig      string        // path; "" is the cluster that this process runs in
+	Namespace       string        // Argo CD's own; "" is "argocd"
+	Namespaces      []string      // further ones in which Applications are allowed, as Argo CD's application.namespaces: names, globs, /regular expressions/
+	PluginName      string        // as source.plugin.name has it; "" is "digestlock"
+	ReadCredentials bool          // use repository and repo-creds secrets where there are none for writing
+	Lease           time.Duration // of Lead, in whole seconds: how long nobody else leads after the leader's last sign of life; 0 is 15 s
+	Log             *slog.Logger  // nil logs nothing
 }
 
 // Cluster is one Argo CD. Its methods are safe for concurrent use. What it answers comes from memory and is empty
@@ -73,6 +74,7 @@ type Cluster struct {
 	allowed         globs
 	plugin          string
 	readCredentials bool
+	lease           time.Duration
 	log             *slog.Logger
 
 	dynamic dynamic.Interface
@@ -132,6 +134,7 @@ func newCluster(o Options, dyn dynamic.Interface, kube kubernetes.Interface) (*C
 		allowed:         allowed,
 		plugin:          cmp.Or(o.PluginName, "digestlock"),
 		readCredentials: o.ReadCredentials,
+		lease:           o.Lease,
 		log:             o.Log,
 		dynamic:         dyn,
 		kube:            kube,

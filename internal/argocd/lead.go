@@ -1,6 +1,7 @@
 package argocd
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -10,14 +11,10 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// Kubernetes' own figures: another leads 15 to 24 s after a leader died, because client-go adds up to 1.2 to each retry
-// period, and one passes until the last renewal was seen and one until the lease is tried for. A leader that cannot reach
-// the API server stops 5 s before the lease may be taken.
-const (
-	leaseDuration = 15 * time.Second
-	renewDeadline = 10 * time.Second
-	retryPeriod   = 2 * time.Second
-)
+// leaseDuration is Kubernetes' own figure, and so are its parts below, 10 s and 2 s: another leads 15 to 24 s after a
+// leader died, because client-go adds up to 1.2 to each retry period, and one passes until the last renewal was seen and
+// one until the lease is tried for. A leader that cannot reach the API server stops 5 s before the lease may be taken.
+const leaseDuration = 15 * time.Second
 
 // Lead calls run whenever the process that calls itself identity holds the lease, as one of all that share the Argo
 // CD. The context of run ends when the lease is lost, and Lead waits for run before it tries again. It returns nil
@@ -79,15 +76,16 @@ func (c *Cluster) Leader() string {
 }
 
 func (c *Cluster) elector(identity string, started func(leading context.Context)) (*leaderelection.LeaderElector, error) {
+	lease := cmp.Or(c.lease, leaseDuration)
 	return leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock: &resourcelock.LeaseLock{
 			LeaseMeta:  metav1.ObjectMeta{Namespace: c.namespace, Name: component},
 			Client:     c.kube.CoordinationV1(),
 			LockConfig: resourcelock.ResourceLockConfig{Identity: identity},
 		},
-		LeaseDuration:   leaseDuration,
-		RenewDeadline:   renewDeadline,
-		RetryPeriod:     retryPeriod,
+		LeaseDuration:   lease,
+		RenewDeadline:   lease * 10 / 15,
+		RetryPeriod:     lease * 2 / 15,
 		ReleaseOnCancel: true,
 		Callbacks:       leaderelection.LeaderCallbacks{OnStartedLeading: started, OnStoppedLeading: func() {}},
 	})
