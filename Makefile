@@ -43,7 +43,7 @@ bench: ## ratios in one run, see bench/README.md
 	go run ./bench $(BENCH_FLAGS)
 
 fuzz: ## a minute for each fuzz test
-	@for p in hook image lock pin; do for f in $$(go test -list '^Fuzz' ./internal/$$p | grep ^Fuzz); do \
+	@for p in hook image lock migrate pin; do for f in $$(go test -list '^Fuzz' ./internal/$$p | grep ^Fuzz); do \
 	  go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/$$p || exit 1; done; done
 	go test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime 60s ./internal/hook
 	go test -run '^$$' -fuzz '^FuzzRead$$' -fuzztime 60s ./internal/render

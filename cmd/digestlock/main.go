@@ -16,6 +16,7 @@ func program() cli.Program {
 			{Name: "release", Short: "let a held image of a lock follow its tag again", Run: release},
 			{Name: "history", Short: "say when each digest of a lock was adopted, by which commit, and who took it back", Run: showHistory},
 			{Name: "verify", Short: "check the locks of overlays; what CI runs on a pull request", Run: verify},
+			{Name: "migrate", Short: "move a checkout from Argo CD Image Updater: the plan, and with --write the files", Run: migrateFrom},
 			{Name: "doctor", Short: "check all that a render needs, registry to socket, and say what to mend", Run: doctor},
 			{Name: "serve", Short: "run the resolver: cached registry look-ups, pin ledger, flush", Run: serve},
 			{Name: "flush", Short: "make the resolvers ask for an image again now; what CI runs after a push", Run: flush},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
@@ -55,6 +56,7 @@ func TestScripts(t *testing.T) {
 			"post":     post,
 			"metrics":  metrics,
 			"logs":     logs,
+			"huge":     huge,
 		},
 	})
 }
@@ -234,6 +236,11 @@ func oneline(ts *testscript.TestScript, _ bool, args []string) {
 		len(text) > 4096 {
 		ts.Fatalf("stderr is not an error line with [%s] and a hint line:\n%s", args[0], text)
 	}
+}
+
+// huge FILE makes a file large, by a comment.
+func huge(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), append([]byte(ts.ReadFile(args[0])), bytes.Repeat([]byte("# more\n"), 1<<20)...), 0o600))
 }
 
 // expand FILE... replaces $NAME in files by the environment's values.

@@ -16,7 +16,7 @@ const module = "github.com/digestlock/digestlock/"
 // ours lists which packages of this module a package may import. One that is missing here may import none; one that
 // nobody may import is a command or a leaf nobody needs. Cmd → plugin, companion, fanout, daemon → door → leaves, and never back.
 var ours = map[string][]string{
-	"cmd/digestlock":                   {"internal/api", "internal/cache", "internal/cli", "internal/credentials", "internal/daemon", "internal/demo", "internal/door", "internal/fault", "internal/history", "internal/image", "internal/lock", "internal/registry", "internal/remotebase", "internal/render", "internal/shared", "plugin"},
+	"cmd/digestlock":                   {"internal/api", "internal/cache", "internal/cli", "internal/credentials", "internal/daemon", "internal/demo", "internal/door", "internal/fault", "internal/history", "internal/image", "internal/lock", "internal/migrate", "internal/registry", "internal/remotebase", "internal/render", "internal/shared", "plugin"},
 	"cmd/docker-credential-digestlock": {"internal/cloud"},
 	"cmd/digestlock-companion":         {"internal/api", "internal/argocd", "internal/cli", "internal/companion", "internal/door", "internal/fanout", "internal/fault", "internal/forge", "internal/githubapp", "internal/gitrepo", "internal/signing"},
 
@@ -25,6 +25,7 @@ var ours = map[string][]string{
 	"bench/plain":  {"internal/render"},
 
 	"plugin":             {"internal/checkout", "internal/fault", "internal/image", "internal/lock", "internal/pin", "internal/render"},
+	"internal/migrate":   {"internal/fault", "internal/image", "internal/lock", "plugin"},
 	"internal/companion": {"internal/fault", "internal/gitrepo", "internal/image", "internal/lock"},
 	"internal/daemon":    {"internal/api", "internal/cache", "internal/door", "internal/fault", "internal/image", "internal/lock"},
 	"internal/fanout":    {"internal/api", "internal/companion", "internal/door", "internal/fault", "internal/image"},
@@ -81,7 +82,7 @@ var theirs = map[string][]string{
 	"github.com/spf13/pflag":                               {"internal/cli"},
 	"golang.org/x/term":                                    {"internal/cli"},
 	"github.com/creack/pty":                                {},
-	"go.yaml.in/yaml":                                      {"internal/access", "internal/lock", "internal/pin", "internal/render"},
+	"go.yaml.in/yaml":                                      {"internal/access", "internal/lock", "internal/migrate", "internal/pin", "internal/render"},
 	"github.com/prometheus/client_golang":                  {"cmd/digestlock", "cmd/digestlock-companion", "internal/cache", "internal/companion", "internal/daemon", "internal/door", "internal/fanout", "internal/registry", "internal/shared"},
 	"github.com/cenkalti/backoff":                          {"internal/companion", "internal/registry", "internal/rest"},
 	"k8s.io/client-go":                                     {"internal/argocd"},

@@ -16,7 +16,7 @@ func TestCodes(t *testing.T) {
 	t.Parallel()
 	codes := names(t, read(t, "internal/fault/codes.go"), `Code = "([a-z-]+)"`)
 	documented := names(t, read(t, "docs/troubleshooting.md"), "(?m)^\\| `\\[([a-z-]+)\\]`")
-	shown := names(t, readAll(t, scripts(t)), `(?m)(?:^oneline |\\\[|"code":")([a-z-]+)(?:$|\\\]\$|")`)
+	shown := names(t, readAll(t, scripts(t)), `(?m)(?:^oneline |\\\[|"code":")([a-z-]+)(?:$|\\\](?:\$|;)|")`)
 	shown[string(fault.Unexpected)] = true // only a bug could show it
 	for code := range codes {
 		if !documented[code] {

@@ -77,6 +77,12 @@ const (
 	GitHistory     Code = "git-history" // of a checkout, that cannot be read
 )
 
+// A checkout that is moved from Image Updater.
+const (
+	MigrateFile     Code = "migrate-file"     // one that is not understood, or cannot be edited where it stands
+	MigrateConflict Code = "migrate-conflict" // what is said contradicts itself
+)
+
 // Kubernetes is a cluster whose Applications cannot be read.
 const Kubernetes Code = "kubernetes"
 
