@@ -18,6 +18,7 @@ import (
 type commitFlags struct {
 	author, committer          gitrepo.Signature
 	template                   string
+	lockBranch                 string
 	skipCI                     bool
 	signingKey, passphraseFile string
 	quiet                      companion.Quiet
@@ -29,6 +30,7 @@ func (f *commitFlags) register(flags *cli.Flags) {
 	flags.StringVar(&f.committer.Name, "committer-name", "", "committer of commits, with --committer-email; empty for the author")
 	flags.StringVar(&f.committer.Email, "committer-email", "", "e-mail address of the committer")
 	flags.StringVar(&f.template, "message-template", "", "file with a Go template of commit messages, see docs/companion.md; empty for the default")
+	flags.StringVar(&f.lockBranch, "lock-branch", "", "for mode live: keep the locks of paths that only Applications of mode live render on a branch of this name, such as digestlock-live/{{.Branch}}, which no render reads; empty for the followed branch")
 	flags.BoolVar(&f.skipCI, "skip-ci", false, "put [skip ci] into commit messages")
 	flags.StringVar(&f.signingKey, "signing-key-file", "", "file with an OpenSSH or armored OpenPGP private key to sign commits with")
 	flags.StringVar(&f.passphraseFile, "signing-passphrase-file", "", "file with the passphrase of the signing key")
@@ -53,8 +55,8 @@ func (f *commitFlags) apply(o *companion.Options) error {
 			return cli.Usage("see docs/companion.md for what a template is given", "--message-template: %w", err)
 		}
 	}
-	if f.signingKey == "" {
-		return nil
+	if err := f.aside(o); err != nil || f.signingKey == "" {
+		return err
 	}
 	key, err := os.ReadFile(f.signingKey)
 	if err != nil {
@@ -69,6 +71,25 @@ func (f *commitFlags) apply(o *companion.Options) error {
 	}
 	o.Sign, err = signing.Load(key, passphrase)
 	return err
+}
+
+// aside sets the lock branch, which must not be the push branch: each would undo the other's commits.
+func (f *commitFlags) aside(o *companion.Options) (err error) {
+	const hint = "for example: --lock-branch 'digestlock-live/{{.Branch}}'"
+	if f.lockBranch == "" {
+		return nil
+	}
+	if o.LockBranch, err = parseBranch(f.lockBranch); err != nil {
+		return cli.Usage(hint, "--lock-branch: %w", err)
+	}
+	if o.PushBranch == nil {
+		return nil
+	}
+	locks, _ := o.LockBranch("main") // parseBranch has tried both
+	if pushed, _ := o.PushBranch("main"); pushed == locks {
+		return cli.Usage(hint, "--lock-branch and --push-branch are both %q for the branch main", locks)
+	}
+	return nil
 }
 
 // parseMessage parses a template of commit messages, which is given a [companion.Message] and has the functions short (a

@@ -40,10 +40,7 @@ func (f *forgeFlags) parse(o *companion.Options) (err error) {
 		}
 		return nil
 	}
-	if o.PushBranch, err = parseBranch(f.pushBranch); err == nil {
-		err = companion.CheckPushBranch(o.PushBranch)
-	}
-	if err != nil {
+	if o.PushBranch, err = parseBranch(f.pushBranch); err != nil {
 		return cli.Usage("for example: --push-branch 'digestlock/{{.Branch}}'", "--push-branch: %w", err)
 	}
 	if f.tokenFile != "" {
@@ -57,17 +54,18 @@ func (f *forgeFlags) parse(o *companion.Options) (err error) {
 	return misused(err)
 }
 
-// parseBranch parses a template of push branches, which is given the followed branch as .Branch.
+// parseBranch parses a template of branches beside others, which is given the followed branch as .Branch.
 func parseBranch(text string) (func(string) (string, error), error) {
-	t, err := template.New("push branch").Parse(text)
+	t, err := template.New("branch").Parse(text)
 	if err != nil {
 		return nil, err
 	}
-	return func(branch string) (string, error) {
+	name := func(branch string) (string, error) {
 		var b strings.Builder
 		err := t.Execute(&b, struct{ Branch string }{branch})
 		return b.String(), err
-	}, nil
+	}
+	return name, companion.CheckBranchName(name)
 }
 
 // misused makes what is wrong with --forge wrong usage, and leaves other errors as they are.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -89,9 +90,12 @@ type Options struct {
 	Committer   gitrepo.Signature                                // the zero value means Author
 	Sign        func(payload []byte) (armored string, err error) // of commits; nil for none
 	Message     func(Message) (string, error)                    // of commits, but for the trailer; nil is [DefaultMessage]
-	// PushBranch names the branch to push to in place of a followed one, see [CheckPushBranch]. The followed branch is then
+	// PushBranch names the branch to push to in place of a followed one, see [CheckBranchName]. The followed branch is then
 	// left to those who merge the request. Nil pushes to the followed branch.
 	PushBranch func(branch string) (string, error)
+	// LockBranch names the branch on which the locks of paths are kept that only Applications of mode live render, see
+	// [CheckBranchName]: nobody but the companion commits there, and no render reads it. Nil keeps them on the followed branch.
+	LockBranch func(branch string) (string, error)
 	SkipCI     bool   // have the messages ask CI systems for no run
 	Quiet      Quiet  // of Run; Once does not wait
 	Version    string // of the trailer in the messages; "" is "devel"
@@ -148,6 +152,7 @@ func (c *Companion) cycle(ctx context.Context, quiet Quiet) outcome {
 	}
 	trouble := trouble{}
 	targets, unread := c.targets(ctx, docs, trouble)
+	targets, unrecorded := c.recording(ctx, targets, trouble)
 	c.heads(targets)
 	looks := newLooks(replicas, c.o.Log)
 	updates := make([]updater, len(targets))
@@ -157,7 +162,7 @@ func (c *Companion) cycle(ctx context.Context, quiet Quiet) outcome {
 	looks.ahead(ctx, targets)
 	each(updates, func(i int, _ updater) { updates[i].run(ctx) })
 	c.board.branches(updates)
-	problems = append(problems, unread...)
+	problems = append(problems, slices.Concat(unread, unrecorded)...)
 	problems = append(problems, looks.problems...)
 	var commits []Commit
 	for _, u := range updates {
@@ -179,6 +184,7 @@ type branch struct {
 	last     *Commit         // and its commit, of this process
 	at       time.Time       // when
 	proposed proposal
+	besides  string                 // which paths had a lock on the followed branch, too, once told
 	told     map[Application]string // digests that moved under an Application of mode live, once told
 }
 

@@ -23,30 +23,30 @@ type Request struct {
 	Title, Body string // one line; Markdown
 }
 
-// CheckPushBranch says why a name for push branches is of no use: it makes the branch itself of one, or the same of all, or
+// CheckBranchName says why a name for branches beside others is of no use: it makes the branch itself of one, or the same of all, or
 // what Git takes for no branch.
-func CheckPushBranch(name func(branch string) (string, error)) error {
-	one, err := pushBranch(name, "main")
+func CheckBranchName(name func(branch string) (string, error)) error {
+	one, err := branchBeside(name, "main")
 	if err != nil {
 		return err
 	}
-	if other, err := pushBranch(name, "release"); err != nil || one == other {
+	if other, err := branchBeside(name, "release"); err != nil || one == other {
 		return cmp.Or(err, fmt.Errorf("it is %q for every branch", one))
 	}
 	return nil
 }
 
-func pushBranch(name func(string) (string, error), branch string) (string, error) {
-	push, err := name(branch)
+func branchBeside(name func(string) (string, error), branch string) (string, error) {
+	beside, err := name(branch)
 	switch {
 	case err != nil:
 		return "", err
-	case push == branch:
-		return "", fmt.Errorf("%q is the branch itself", push)
-	case !gitrepo.ValidBranch(push):
-		return "", fmt.Errorf("%q is no name of a branch", push)
+	case beside == branch:
+		return "", fmt.Errorf("%q is the branch itself", beside)
+	case !gitrepo.ValidBranch(beside):
+		return "", fmt.Errorf("%q is no name of a branch", beside)
 	}
-	return push, nil
+	return beside, nil
 }
 
 // heads sets which branch each target's commits go to. It must be that one target's alone: two would undo each other's
@@ -57,13 +57,15 @@ func (c *Companion) heads(targets []*target) {
 	}
 	taken := map[string]int{}
 	for _, t := range targets {
-		t.head, t.refused = pushBranch(c.o.PushBranch, t.branch)
 		taken[t.key()]++
-		taken[t.at(t.head)]++
+		if t.records == nil {
+			t.head, t.refused = branchBeside(c.o.PushBranch, t.branch)
+			taken[t.at(t.head)]++
+		}
 	}
 	for _, t := range targets {
-		if t.refused == nil && taken[t.at(t.head)] > 1 {
-			t.refused = fmt.Errorf("%q is followed by an Application, or the push branch of two", t.head)
+		if t.head != "" && taken[t.at(t.head)] > 1 {
+			t.refused = fmt.Errorf("%q is followed by an Application, a lock branch, or the push branch of two", t.head)
 		}
 		if t.refused != nil {
 			t.refused = fault.New(fault.Usage, "mend the template of --push-branch, as in digestlock/{{.Branch}}", "push branch: %w", t.refused)

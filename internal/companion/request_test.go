@@ -334,7 +334,7 @@ func TestPushBranchTaken(t *testing.T) {
 	}
 }
 
-func TestCheckPushBranch(t *testing.T) {
+func TestCheckBranchName(t *testing.T) {
 	t.Parallel()
 	for want, name := range map[string]func(string) (string, error){
 		"":                                  beside,
@@ -345,7 +345,7 @@ func TestCheckPushBranch(t *testing.T) {
 		`"" is no name of a branch`:         func(string) (string, error) { return "", nil },
 		"no idea":                           func(string) (string, error) { return "", errors.New("no idea") },
 	} {
-		if err := companion.CheckPushBranch(name); (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
+		if err := companion.CheckBranchName(name); (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}

@@ -24,6 +24,7 @@ type BranchStatus struct {
 	Repository string         `json:"repository"`
 	Branch     string         `json:"branch"`
 	Tip        string         `json:"tip"`
+	Records    string         `json:"records,omitempty"`    // of a lock branch: the followed one, whose renders its pins are
 	PushBranch string         `json:"pushBranch,omitempty"` // where commits go in place of Branch
 	Request    string         `json:"request,omitempty"`    // the page of the one from there, while it has something to ask for
 	LastCommit *CommitStatus  `json:"lastCommit,omitempty"` // of this process
@@ -106,6 +107,9 @@ func (u *updater) status() BranchStatus {
 	s := BranchStatus{
 		Repository: withoutUser(u.target.repository.URL), Branch: u.target.branch, Tip: u.tip.Commit(), PushBranch: u.target.head, Request: u.page,
 		Problems: texts(u.problems), Sources: []SourceStatus{}, Pins: []PinStatus{},
+	}
+	if r := u.target.records; r != nil {
+		s.Records = r.Branch()
 	}
 	if c := u.branch.last; c != nil {
 		subject, _, _ := strings.Cut(c.Message, "\n")

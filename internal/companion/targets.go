@@ -33,6 +33,11 @@ type target struct {
 	paths      map[string]*observation // by path, as [path.Clean] spells it
 	head       string                  // the branch to push to, "" for the same; see Options.PushBranch
 	refused    error                   // why there is none to push to
+
+	// Of a lock branch, the tip of the branch that is followed, whose renders its locks record, and the locks in there by
+	// path; nil of any other.
+	records *gitrepo.Snapshot
+	beside  map[string]*lock.Document
 }
 
 func (t *target) key() string { return t.at(t.branch) }

@@ -11,7 +11,9 @@ import (
 // images.
 func (u *updater) tell(ctx context.Context, commit string, moves []move) {
 	u.toEach(moves, func(cluster Cluster, app Application, moves []move) {
-		cluster.Tell(ctx, app)
+		if u.target.records == nil { // Argo CD does not look at lock branches
+			cluster.Tell(ctx, app)
+		}
 		for _, m := range moves {
 			warning, reason, text := m.event(commit)
 			cluster.Event(ctx, app, warning, reason, text)
@@ -124,7 +126,7 @@ func (u *updater) moved(dir string, s source) string {
 		if now == "" || now == p.Digest {
 			continue
 		}
-		if q, ok := u.locks[dir].Find(p.Image); ok && q.Hold.Keeps(now, time.Now()) {
+		if q, ok := u.rendersWith(dir).Find(p.Image); ok && q.Hold.Keeps(now, time.Now()) {
 			continue
 		}
 		fmt.Fprintln(&b, p.Image, now)

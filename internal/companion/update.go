@@ -58,7 +58,7 @@ func (u *updater) update(ctx context.Context) {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		var err error
 		if tip == nil {
-			tip, err = u.target.repository.Remote.Read(ctx, u.target.branch)
+			tip, err = u.target.read(ctx)
 		}
 		if err == nil {
 			u.tip = tip
@@ -106,10 +106,12 @@ func (u *updater) attempt(ctx context.Context, tip *gitrepo.Snapshot) error {
 		u.branch.pause.settled(time.Time{})
 		return nil
 	}
-	if err := u.respect(ctx, tip, locks, edits); err != nil {
-		return err
+	if u.target.records == nil { // nobody decides on a lock branch
+		if err := u.respect(ctx, tip, locks, edits); err != nil {
+			return err
+		}
 	}
-	change := gitrepo.Change{Files: map[string][]byte{}, Author: u.c.o.Author, Committer: u.c.o.Committer, Sign: u.c.o.Sign, Mark: true, When: time.Now()}
+	change := gitrepo.Change{Files: map[string][]byte{}, Author: u.c.o.Author, Committer: u.c.o.Committer, Sign: u.c.o.Sign, Mark: u.target.records == nil, When: time.Now()}
 	var moves []move
 	after := maps.Clone(locks)
 	for _, dir := range slices.Sorted(maps.Keys(edits)) {
@@ -168,11 +170,12 @@ func (u *updater) committed(hash string, change gitrepo.Change) {
 // edits returns what the locks are to be, where that is not what they are.
 func (u *updater) edits(tip *gitrepo.Snapshot, locks map[string]*lock.Document, seen map[string][]lock.Pin) map[string]*lock.Document {
 	edits := map[string]*lock.Document{}
+	rendered := u.target.rendered(tip).Commit()
 	for dir, doc := range locks {
 		o := u.target.paths[dir]
-		next := merge(doc, observed(doc, o, seen, tip.Commit()))
+		next := merge(doc, observed(doc, o, seen, rendered))
 		if u.complete && u.c.o.Cluster != nil {
-			next = dropped(next, o, tip.Commit())
+			next = dropped(next, o, rendered)
 		}
 		if len(changes(doc, next)) > 0 {
 			edits[dir] = next
@@ -219,9 +222,10 @@ func dropped(doc *lock.Document, o *observation, commit string) *lock.Document {
 func (u *updater) read(ctx context.Context, tip *gitrepo.Snapshot) (map[string]*lock.Document, error) {
 	locks := map[string]*lock.Document{}
 	dirs := map[string]string{} // by lock file
+	rendered := u.target.rendered(tip)
 	for _, dir := range slices.Sorted(maps.Keys(u.target.paths)) {
-		switch err := holdsKustomization(tip, dir); {
-		case err != nil && gone(tip, dir): // a ledger remembers what was rendered there before
+		switch err := holdsKustomization(rendered, dir); {
+		case err != nil && gone(rendered, dir): // a ledger remembers what was rendered there before
 			u.c.o.Log.Info("path is gone, nothing to write", "repository", u.target.repository.URL, "branch", u.target.branch, "path", dir)
 		case err != nil:
 			u.leave(dir, err)

@@ -81,6 +81,23 @@ func (r *Remote) Read(ctx context.Context, branch string) (*Snapshot, error) {
 	}
 }
 
+// Own returns the tip of a branch that holds only what the caller writes there, as Read does: in it, directories come with
+// their files. Where there is no such branch yet the snapshot is empty and has no commit, and Push creates the branch with
+// a history of its own.
+func (r *Remote) Own(ctx context.Context, branch string) (*Snapshot, error) {
+	s, err := r.Read(ctx, branch)
+	if errors.Is(err, ErrBranch) {
+		s, err = newSnapshot(r, plumbing.NewBranchReferenceName(branch), plumbing.ZeroHash, capability.NewList()), nil
+		s.endpoint = r.endpoint
+	}
+	if err != nil {
+		return nil, err
+	}
+	own := *s
+	own.own = true
+	return &own, nil
+}
+
 // read returns a nil snapshot when it fails before there is a tip to fetch, and the snapshot with the error after.
 func (r *Remote) read(ctx context.Context, branch string) (*Snapshot, error) {
 	ep := r.endpoint // go-git rewrites the endpoint of a session after a redirect

@@ -128,10 +128,11 @@ func (c Change) commit(tree, parent plumbing.Hash) (*object.Commit, error) {
 			return nil, err
 		}
 	}
-	return &object.Commit{
-		Author: author, Committer: committer, Message: message + "\n",
-		TreeHash: tree, ParentHashes: []plumbing.Hash{parent},
-	}, nil
+	var parents []plumbing.Hash
+	if !parent.IsZero() {
+		parents = []plumbing.Hash{parent}
+	}
+	return &object.Commit{Author: author, Committer: committer, Message: message + "\n", TreeHash: tree, ParentHashes: parents}, nil
 }
 
 // sign returns the signature, of whatever kind: go-git calls it after the only one that it knows.
@@ -182,6 +183,9 @@ func (e editor) tree(tree plumbing.Hash, files map[string][]byte) (plumbing.Hash
 	}
 	for dir, files := range below {
 		i := index(after, dir)
+		if i < 0 { // of a branch of our own: build has refused it in others
+			i, after = len(after), append(after, object.TreeEntry{Name: dir, Mode: filemode.Dir})
+		}
 		hash, err := e.tree(after[i].Hash, files)
 		if err != nil {
 			return plumbing.ZeroHash, err

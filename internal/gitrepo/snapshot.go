@@ -36,6 +36,7 @@ type Snapshot struct {
 	mark     plumbing.Hash // where the branch's mark stood; zero for nowhere
 	caps     *capability.List
 	partial  bool  // fetched without file contents
+	own      bool  // a directory that is missing may be made
 	maxBytes int64 // of what is fetched at once, inflated
 
 	// What commit was fetched with: as one of so many generations below root, which the server advertised.
@@ -64,8 +65,13 @@ func newSnapshot(r *Remote, branch plumbing.ReferenceName, tip plumbing.Hash, ca
 	}
 }
 
-// Commit returns the commit's hash in hex.
-func (s *Snapshot) Commit() string { return s.commit.String() }
+// Commit returns the commit's hash in hex, "" for a branch that is still to be made.
+func (s *Snapshot) Commit() string {
+	if s.commit.IsZero() {
+		return ""
+	}
+	return s.commit.String()
+}
 
 // Branch returns the short name of the branch that was read, also when it was asked for as HEAD.
 func (s *Snapshot) Branch() string { return s.branch.Short() }
@@ -203,6 +209,9 @@ func (s *Snapshot) find(p string) (object.TreeEntry, bool, error) {
 		if err != nil {
 			return object.TreeEntry{}, false, err
 		}
+		if !ok && s.own {
+			return object.TreeEntry{}, false, nil
+		}
 		if !ok || e.Mode != filemode.Dir {
 			return refuse("%s is %s", p[:i], kind(e, ok))
 		}
@@ -271,8 +280,11 @@ func index(entries []object.TreeEntry, name string) int {
 }
 
 // entries returns the entries of a tree, which are not to be changed. A tree is parsed once: a repository with a thousand
-// overlays has its widest directories on the way to all of them.
+// overlays has its widest directories on the way to all of them. The zero hash is a tree that is still to be made.
 func (s *Snapshot) entries(tree plumbing.Hash) ([]object.TreeEntry, error) {
+	if tree.IsZero() {
+		return nil, nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if entries, ok := s.parsed[tree]; ok {
