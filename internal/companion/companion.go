@@ -9,11 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/digestlock/digestlock/internal/gitrepo"
 	"github.com/digestlock/digestlock/internal/image"
@@ -27,8 +26,6 @@ const (
 	// readTimeout bounds reading the tip of one branch, updateTimeout all that follows, with every attempt to push.
 	readTimeout   = 30 * time.Second
 	updateTimeout = time.Minute
-	// parallel bounds how many branches are worked on at once: a Git server that is down must not hold up the others.
-	parallel = 8
 )
 
 // Replica is one resolver: its ledger, and its look at the registries with the credentials of the source's project. It
@@ -106,10 +103,12 @@ type Options struct {
 // Companion brings lock files up to date. Once and Run must not run concurrently on one Companion, its other methods
 // may; any number of companions may work on one repository, each commit is a compare-and-swap.
 type Companion struct {
-	o        Options
-	metrics  metrics
-	bell     *bell
-	board    board
+	o       Options
+	metrics metrics
+	bell    *bell
+	board   board
+
+	mu       sync.Mutex         // guards branches
 	branches map[string]*branch // by repository and branch; what is remembered from cycle to cycle
 
 	complained map[Application]string // what each Application was last told of trouble
@@ -141,41 +140,6 @@ func (c *Companion) Once(ctx context.Context) ([]Commit, error) {
 	return o.commits, sum(o.problems)
 }
 
-func (c *Companion) cycle(ctx context.Context, quiet Quiet) outcome {
-	replicas, docs, problems := c.collect(ctx)
-	if len(replicas) == 0 {
-		return outcome{problems: problems}
-	}
-	complete := len(problems) == 0
-	if len(docs) == 0 && complete {
-		c.o.Log.Warn("no resolver knows of a render", "hint", "nothing to do until Argo CD renders; a hard refresh makes it")
-	}
-	trouble := trouble{}
-	targets, unread := c.targets(ctx, docs, trouble)
-	targets, unrecorded := c.recording(ctx, targets, trouble)
-	c.heads(targets)
-	looks := newLooks(replicas, c.o.Log)
-	updates := make([]updater, len(targets))
-	for i, t := range targets {
-		updates[i] = updater{c: c, target: t, branch: c.branch(t), looks: looks, quiet: quiet, complete: complete, byPath: map[string][]error{}}
-	}
-	looks.ahead(ctx, targets)
-	each(updates, func(i int, _ updater) { updates[i].run(ctx) })
-	c.board.branches(updates)
-	problems = append(problems, slices.Concat(unread, unrecorded)...)
-	problems = append(problems, looks.problems...)
-	var commits []Commit
-	for _, u := range updates {
-		u.report(trouble)
-		problems = append(problems, u.problems...)
-		if u.commit != nil {
-			commits = append(commits, *u.commit)
-		}
-	}
-	c.complain(ctx, trouble)
-	return outcome{commits, problems}
-}
-
 // branch is what the companion remembers of one branch from cycle to cycle. Whatever it says can be lost: Git knows.
 type branch struct {
 	pause    pause
@@ -189,6 +153,8 @@ type branch struct {
 }
 
 func (c *Companion) branch(t *target) *branch {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	key := t.key()
 	if c.branches[key] == nil {
 		c.branches[key] = &branch{left: map[string]left{}, told: map[Application]string{}}
@@ -231,19 +197,6 @@ func (c *Companion) collect(ctx context.Context) (alive []Replica, docs []lock.D
 		docs = append(docs, ledgers[i]...)
 	}
 	return alive, docs, problems
-}
-
-// each calls f for all items, some at a time, and returns when all calls have.
-func each[T any](items []T, f func(i int, item T)) {
-	var g errgroup.Group
-	g.SetLimit(parallel)
-	for i, item := range items {
-		g.Go(func() error {
-			f(i, item)
-			return nil
-		})
-	}
-	_ = g.Wait() // f returns no error
 }
 
 func within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {

@@ -15,7 +15,7 @@ import (
 
 // recording moves the paths that only Applications of mode live render to targets of their own, one for each lock branch.
 // It returns all targets, sorted, without those that have no path left.
-func (c *Companion) recording(ctx context.Context, targets []*target, trouble trouble) ([]*target, []error) {
+func (c *Companion) recording(ctx context.Context, server slots, targets []*target, trouble trouble) ([]*target, []error) {
 	if c.o.LockBranch == nil {
 		return targets, nil
 	}
@@ -36,7 +36,7 @@ func (c *Companion) recording(ctx context.Context, targets []*target, trouble tr
 		taken[t.key()]++
 	}
 	errs := make([]error, len(aside))
-	each(aside, func(i int, t *target) { errs[i] = t.open(ctx, taken[t.key()] > 1) })
+	eachAt(server, aside, func(i int, t *target) { errs[i] = t.open(ctx, taken[t.key()] > 1) })
 	var problems []error
 	for i, t := range aside {
 		if err := errs[i]; err != nil {

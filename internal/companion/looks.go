@@ -23,39 +23,46 @@ const maxSkew = 5 * time.Minute
 // read.
 type look struct{ project, image string }
 
+// maxQuestions is how many questions are with the resolvers at once: one about a registry that does not answer holds up no
+// other.
+const maxQuestions = 8
+
 // looks are what the replicas see at the registries within one cycle. Each is asked for once, however many branches and
 // attempts need it, and a replica that fails is asked no more. It is safe for concurrent use.
 type looks struct {
-	log      *slog.Logger
-	replicas []Replica
+	log       *slog.Logger
+	replicas  []Replica
+	questions chan struct{}
 
-	asking sync.Mutex // who needs the same look waits for the answer
-
-	mu       sync.Mutex // guards the rest
-	asked    map[look]bool
-	newest   map[look]lock.Pin // of several replicas' looks the newest; none when it cannot be resolved
-	failed   map[int]bool      // of replicas, by index
+	mu       sync.Mutex             // guards the rest
+	asked    map[look]chan struct{} // closed when there is an answer, or taken out and closed when nobody waited for it
+	newest   map[look]lock.Pin      // of several replicas' looks the newest; none when it cannot be resolved
+	failed   map[int]bool           // of replicas, by index
 	problems []error
 }
 
 func newLooks(replicas []Replica, log *slog.Logger) *looks {
-	return &looks{replicas: replicas, log: log, asked: map[look]bool{}, newest: map[look]lock.Pin{}, failed: map[int]bool{}}
+	return &looks{
+		replicas: replicas, log: log, questions: make(chan struct{}, maxQuestions), asked: map[look]chan struct{}{}, newest: map[look]lock.Pin{}, failed: map[int]bool{},
+	}
 }
 
 // at returns where the tags stand, by project, without those that cannot be resolved: their pins stay. All projects are
 // asked for at once, or a registry that does not answer would cost its time once for each of them.
 func (l *looks) at(ctx context.Context, wanted map[look]bool) map[string][]lock.Pin {
-	l.asking.Lock()
-	defer l.asking.Unlock()
-	var wg sync.WaitGroup
-	for project, refs := range l.open(wanted) {
-		wg.Go(func() {
-			for some := range slices.Chunk(refs, maxAsk) {
-				l.ask(ctx, project, some)
+	for ctx.Err() == nil {
+		mine, others := l.open(wanted)
+		if len(mine)+len(others) == 0 {
+			break
+		}
+		l.askAll(ctx, mine)
+		for _, answered := range others {
+			select {
+			case <-answered:
+			case <-ctx.Done():
 			}
-		})
+		}
 	}
-	wg.Wait()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	pins := map[string][]lock.Pin{}
@@ -67,8 +74,32 @@ func (l *looks) at(ctx context.Context, wanted map[look]bool) map[string][]lock.
 	return pins
 }
 
-// ahead asks for all images that were rendered, before the time of any branch runs: what only a lock names is asked for
-// by its branch, one branch after the other.
+// askAll asks for what open has claimed, all projects at once.
+func (l *looks) askAll(ctx context.Context, mine map[string][]image.Ref) {
+	var wg sync.WaitGroup
+	for project, refs := range mine {
+		wg.Go(func() {
+			for some := range slices.Chunk(refs, maxAsk) {
+				l.ask(ctx, project, some)
+			}
+		})
+	}
+	wg.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for project, refs := range mine {
+		for _, ref := range refs {
+			w := look{project, ref.String()}
+			close(l.asked[w])
+			if ctx.Err() != nil {
+				delete(l.asked, w) // whoever else wants it asks
+			}
+		}
+	}
+}
+
+// ahead asks for all images of a repository that were rendered, in one question, before the time of any branch runs: what
+// only a lock names is asked for by its branch.
 func (l *looks) ahead(ctx context.Context, targets []*target) {
 	wanted := map[look]bool{}
 	for _, t := range targets {
@@ -97,23 +128,47 @@ func (l *looks) stands(projects []string, image string) lock.Pin {
 	return newest
 }
 
-// open returns, by project and sorted, what was not asked for yet.
-func (l *looks) open(wanted map[look]bool) map[string][]image.Ref {
+// open returns, by project and sorted, what was not asked for yet, which is now the caller's to ask, and for what others
+// are about to have answers.
+func (l *looks) open(wanted map[look]bool) (mine map[string][]image.Ref, others []<-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	open := map[string][]image.Ref{}
+	mine = map[string][]image.Ref{}
 	for w := range wanted {
-		if ref, err := image.Parse(w.image); err == nil && !l.asked[w] {
-			open[w.project] = append(open[w.project], ref)
+		ref, err := image.Parse(w.image)
+		if err != nil {
+			continue
+		}
+		w.image = ref.String()
+		if answered, ok := l.asked[w]; !ok {
+			l.asked[w] = make(chan struct{})
+			mine[w.project] = append(mine[w.project], ref)
+		} else if !closed(answered) {
+			others = append(others, answered)
 		}
 	}
-	for _, refs := range open {
+	for _, refs := range mine {
 		slices.SortFunc(refs, func(a, b image.Ref) int { return strings.Compare(a.String(), b.String()) })
 	}
-	return open
+	return mine, others
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 func (l *looks) ask(ctx context.Context, project string, refs []image.Ref) {
+	select {
+	case l.questions <- struct{}{}:
+		defer func() { <-l.questions }()
+	case <-ctx.Done():
+		return
+	}
 	results, errs := make([][]image.Resolution, len(l.replicas)), make([]error, len(l.replicas))
 	alive := l.alive()
 	each(l.replicas, func(i int, r Replica) {
@@ -140,7 +195,6 @@ func (l *looks) ask(ctx context.Context, project string, refs []image.Ref) {
 	}
 	for _, ref := range refs {
 		w := look{project, ref.String()}
-		l.asked[w] = true
 		if _, ok := l.newest[w]; !ok && refused[w] != nil {
 			l.log.Warn("image not resolved, its pin stays", "image", w.image, "error", refused[w], "project", project)
 		}

@@ -79,7 +79,7 @@ type board struct {
 	status Status
 }
 
-func (b *board) branches(updates []updater) {
+func (b *board) branches(updates []*updater) {
 	all := make([]BranchStatus, len(updates))
 	for i := range updates {
 		all[i] = updates[i].status()

@@ -108,16 +108,12 @@ type followed struct {
 	sources      []source
 }
 
-// targets groups the sources by the branch that their locks are written to, sorted. It reads the branches' tips, because
-// only they say what HEAD is: two revisions may mean one branch.
-func (c *Companion) targets(ctx context.Context, docs []lock.Document, trouble trouble) ([]*target, []error) {
-	sources, err := c.sources(docs)
-	if err != nil {
-		return nil, []error{err}
-	}
-	all, problems := c.followed(ctx, sources, trouble)
+// targets groups what is followed of one repository by the branch that its locks are written to, sorted. It reads the
+// branches' tips, because only they say what HEAD is: two revisions may mean one branch.
+func (c *Companion) targets(ctx context.Context, server slots, all []*followed, trouble trouble) ([]*target, []error) {
+	var problems []error
 	tips, errs := make([]*gitrepo.Snapshot, len(all)), make([]error, len(all))
-	each(all, func(i int, f *followed) {
+	eachAt(server, all, func(i int, f *followed) {
 		ctx, cancel := within(ctx, readTimeout)
 		defer cancel()
 		tips[i], errs[i] = f.repositories[0].Remote.Read(ctx, f.revision)

@@ -80,6 +80,12 @@ func (t trouble) add(sources []source, problems ...error) {
 	}
 }
 
+func (t trouble) into(other trouble) {
+	for app, problems := range t {
+		other[app] = append(other[app], problems...)
+	}
+}
+
 // complain notes trouble beside each Application, once for as long as it stays the same.
 func (c *Companion) complain(ctx context.Context, t trouble) {
 	if c.o.Cluster == nil {
