@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/url"
 	"reflect"
 	"strings"
@@ -42,6 +43,21 @@ type argo struct {
 type opened struct {
 	credentials argocd.Credentials
 	repository  companion.Repository
+	used        time.Time
+}
+
+// closeAfter is how long a repository stays open that no Application asks for: to open it again costs one fetch.
+const closeAfter = time.Hour
+
+// keep keeps a repository open, and forgets those that nobody asked for. The caller holds mu.
+func (a *argo) keep(key string, o opened) companion.Repository {
+	if a.open == nil {
+		a.open = map[string]opened{}
+	}
+	o.used = time.Now()
+	a.open[key] = o
+	maps.DeleteFunc(a.open, func(_ string, o opened) bool { return time.Since(o.used) > closeAfter })
+	return o.repository
 }
 
 func (a *argo) Applications() ([]companion.Application, error) {
@@ -68,7 +84,7 @@ func (a *argo) Open(_ context.Context, repoURL, project string) (companion.Repos
 	defer a.mu.Unlock()
 	key := repoURL + " " + project
 	if o, ok := a.open[key]; ok && reflect.DeepEqual(o.credentials, creds) {
-		return o.repository, nil
+		return a.keep(key, o), nil
 	}
 	auth, err := authOf(creds, repoURL)
 	if err != nil {
@@ -85,11 +101,7 @@ func (a *argo) Open(_ context.Context, repoURL, project string) (companion.Repos
 	if err != nil {
 		return none, err
 	}
-	if a.open == nil {
-		a.open = map[string]opened{}
-	}
-	a.open[key] = opened{creds, companion.Repository{Remote: remote, Ensure: ensure}}
-	return a.open[key].repository, nil
+	return a.keep(key, opened{credentials: creds, repository: companion.Repository{Remote: remote, Ensure: ensure}}), nil
 }
 
 func authOf(c argocd.Credentials, repoURL string) (gitrepo.Auth, error) {

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/digestlock/digestlock/internal/argocd"
@@ -131,4 +132,20 @@ func appSecret(t *testing.T, git gitrepo.Auth) argocd.Credentials {
 		GitHubAppID: 3, GitHubAppBaseURL: api.URL, CA: append(ca, git.CA...),
 		GitHubAppPrivateKey: pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}),
 	}
+}
+
+// TestKeep: repositories of Applications that are gone are forgotten, those in use are not.
+func TestKeep(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var a argo
+		a.keep("preview", opened{})
+		for range 3 {
+			a.keep("main", opened{})
+			time.Sleep(closeAfter)
+		}
+		if _, ok := a.open["main"]; !ok || len(a.open) != 1 {
+			t.Errorf("%d repositories are open, want main", len(a.open))
+		}
+	})
 }

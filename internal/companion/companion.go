@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -150,6 +151,18 @@ type branch struct {
 	proposed proposal
 	besides  string                 // which paths had a lock on the followed branch, too, once told
 	told     map[Application]string // digests that moved under an Application of mode live, once told
+	seen     time.Time              // when it was a target
+}
+
+// forgotten is how long a branch is remembered that is no target. A day outlasts an outage of Argo CD, of a resolver's
+// ledger or of a Git server; after that, forgetting costs what a restart does.
+const forgotten = 24 * time.Hour
+
+// forget forgets branches that came and went, as those of previews do.
+func (c *Companion) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	maps.DeleteFunc(c.branches, func(_ string, b *branch) bool { return time.Since(b.seen) > forgotten })
 }
 
 func (c *Companion) branch(t *target) *branch {
@@ -157,8 +170,9 @@ func (c *Companion) branch(t *target) *branch {
 	defer c.mu.Unlock()
 	key := t.key()
 	if c.branches[key] == nil {
-		c.branches[key] = &branch{left: map[string]left{}, told: map[Application]string{}}
+		c.branches[key] = &branch{left: map[string]left{}}
 	}
+	c.branches[key].seen = time.Now()
 	return c.branches[key]
 }
 

@@ -47,6 +47,7 @@ func (c *Companion) cycle(ctx context.Context, quiet Quiet) outcome {
 		}
 	}
 	c.complain(ctx, trouble)
+	c.forget()
 	return outcome{commits, problems}
 }
 

@@ -109,18 +109,25 @@ func (u *updater) stale(ctx context.Context) {
 	if u.c.o.Cluster == nil {
 		return
 	}
+	told := map[Application]string{}
 	for dir, o := range u.target.paths {
 		for _, s := range o.sources {
-			if s.Mode != live || len(s.renders) == 0 {
+			if s.Mode != live {
+				continue
+			}
+			before := u.branch.told[s.Application]
+			told[s.Application] = before
+			if len(s.renders) == 0 {
 				continue
 			}
 			moved := u.moved(dir, s)
-			if moved != "" && u.branch.told[s.Application] != moved {
+			if moved != "" && before != moved {
 				u.c.o.Cluster.Stale(ctx, s.Application)
 			}
-			u.branch.told[s.Application] = moved
+			told[s.Application] = moved
 		}
 	}
+	u.branch.told = told
 }
 
 // moved returns which images of a source stand elsewhere than when it was rendered, and where. One that a hold keeps back

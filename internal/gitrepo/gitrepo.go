@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -43,8 +44,12 @@ const stepTimeout = 2 * time.Minute
 // readAttempts is how often Read starts again when the branch is force-pushed between listing and fetching it.
 const readAttempts = 3
 
+// forgotten is how long a branch is remembered that nobody reads: what is forgotten costs one fetch, and what is kept, the
+// trees of a repository, memory.
+const forgotten = time.Hour
+
 // Remote is one remote repository. It is safe for concurrent use and keeps, per branch, the last snapshot that was
-// read. It holds no connection open for longer than half a minute and needs no closing.
+// read, for as long as it is read once an hour. It holds no connection open for longer than half a minute and needs no closing.
 type Remote struct {
 	name      string // for people: never holds credentials
 	secrets   secrets
@@ -53,8 +58,13 @@ type Remote struct {
 	endpoint  transport.Endpoint
 
 	mu      sync.Mutex // guards what follows
-	last    map[plumbing.ReferenceName]*Snapshot
+	last    map[plumbing.ReferenceName]reading
 	refused map[plumbing.ReferenceName]error // marks, by branch
+}
+
+type reading struct {
+	*Snapshot
+	at time.Time
 }
 
 // String returns the repository's address without credentials.
@@ -121,8 +131,16 @@ func (r *Remote) read(ctx context.Context, branch string) (*Snapshot, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.last[name] = s
+	r.remember(s)
 	return s, nil
+}
+
+// remember keeps s as the last of its branch, and forgets what nobody reads any more. The caller holds mu.
+func (r *Remote) remember(s *Snapshot) {
+	now := time.Now()
+	r.last[s.branch] = reading{s, now}
+	maps.DeleteFunc(r.last, func(_ plumbing.ReferenceName, l reading) bool { return now.Sub(l.at) > forgotten })
+	maps.DeleteFunc(r.refused, func(branch plumbing.ReferenceName, _ error) bool { return r.last[branch].Snapshot == nil })
 }
 
 // advertised opens a session and returns what the server has. It changes ep where the server redirects. The caller closes
@@ -146,15 +164,16 @@ func (r *Remote) advertised(ctx context.Context, ep *transport.Endpoint) (transp
 func (r *Remote) cached(name plumbing.ReferenceName, tip, mark plumbing.Hash) *Snapshot {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := r.last[name]
+	s := r.last[name].Snapshot
 	if s == nil || s.commit != tip {
 		return nil
 	}
 	if s.mark != mark {
 		elsewhere := *s
 		elsewhere.mark = mark
-		s, r.last[name] = &elsewhere, &elsewhere
+		s = &elsewhere
 	}
+	r.remember(s)
 	return s
 }
 

@@ -53,7 +53,7 @@ func OpenThrough(rawURL string, rt http.RoundTripper) (*Remote, error) {
 
 func newRemote(u *url.URL) *Remote {
 	r := &Remote{
-		last: map[plumbing.ReferenceName]*Snapshot{},
+		last: map[plumbing.ReferenceName]reading{},
 		endpoint: transport.Endpoint{
 			Protocol: u.Scheme,
 			Host:     strings.TrimSuffix(u.Host, ":"+u.Port()),
