@@ -20,10 +20,7 @@ import (
 // refreshAnnotation asks Argo CD to look again; it takes it away when it has.
 const refreshAnnotation = "argocd.argoproj.io/refresh"
 
-const (
-	pollInterval    = 200 * time.Millisecond
-	maxEventMessage = 1024 // what the newer API for events takes
-)
+const maxEventMessage = 1024 // what the newer API for events takes
 
 // Refresh asks Argo CD to compare the Application with its repository now; hard also forgets what it rendered before.
 // It does not wait for that.
@@ -44,8 +41,11 @@ func (c *Cluster) Refresh(ctx context.Context, app Application, hard bool) error
 // the error says which of the two it waited for. An Application that is being deleted, or whose automated sync is
 // off by now, is left alone.
 func (c *Cluster) Sync(ctx context.Context, app Application) error {
+	// Soon at first, and then after half as long again each time: a refresh takes as long as a render, an operation
+	// minutes, and hundreds may wait.
+	patience := wait.Backoff{Duration: 200 * time.Millisecond, Factor: 1.5, Jitter: 0.2, Cap: 5 * time.Second, Steps: 20}
 	var busy error
-	err := wait.PollUntilContextCancel(ctx, pollInterval, true, func(ctx context.Context) (bool, error) {
+	err := patience.DelayFunc().Until(ctx, true, true, func(ctx context.Context) (bool, error) {
 		done, why, err := c.trySync(ctx, app)
 		if why != nil {
 			busy = why

@@ -32,18 +32,7 @@ func started(t *testing.T, o Options, objects ...runtime.Object) (*Cluster, fake
 	if !slices.ContainsFunc(objects, func(o runtime.Object) bool { return o.GetObjectKind().GroupVersionKind().Kind == "AppProject" }) {
 		objects = append(objects, appProject("default", []string{"*"}, []string{"*"}), appProject("web", []string{"*"}, []string{"*"}))
 	}
-	var ours, theirs []runtime.Object
-	for _, obj := range objects {
-		if _, ok := obj.(*unstructured.Unstructured); ok {
-			ours = append(ours, obj)
-		} else {
-			theirs = append(theirs, obj)
-		}
-	}
-	f := fakes{
-		dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{applications: "ApplicationList", projects: "AppProjectList"}, ours...),
-		fake.NewClientset(theirs...),
-	}
+	f := fakeAPI(objects...)
 	if o.Log == nil {
 		o.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
@@ -53,6 +42,21 @@ func started(t *testing.T, o Options, objects ...runtime.Object) (*Cluster, fake
 	}
 	run(t, c)
 	return c, f
+}
+
+func fakeAPI(objects ...runtime.Object) fakes {
+	var ours, theirs []runtime.Object
+	for _, obj := range objects {
+		if _, ok := obj.(*unstructured.Unstructured); ok {
+			ours = append(ours, obj)
+		} else {
+			theirs = append(theirs, obj)
+		}
+	}
+	return fakes{
+		dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{applications: "ApplicationList", projects: "AppProjectList"}, ours...),
+		fake.NewClientset(theirs...),
+	}
 }
 
 // run has c follow its cluster until the test ends, and waits until it has.

@@ -84,7 +84,11 @@ func answer(waiting []chan outcome, o outcome) {
 	}
 }
 
-// Wake has Run begin a cycle now, or when the one under way ends. It does not wait.
+// gap is what lies at least between the end of a cycle and one that somebody asked for: a storm of webhooks is one cycle
+// in that time and the length of a cycle, and a flush waits no longer than people notice.
+const gap = 500 * time.Millisecond
+
+// Wake has Run begin a cycle now, or half a second after the one under way, or the last, has ended. It does not wait.
 func (c *Companion) Wake() { c.bell.ring() }
 
 // Sync has Run begin a cycle as Wake does, and returns what a cycle that began after the call came to: the commits it
@@ -123,6 +127,7 @@ func (c *Companion) Run(ctx context.Context, interval time.Duration) {
 			c.board.ended(began, o)
 		}
 		answer(waiting, o)
+		ended := time.Now()
 		spread := time.Duration((rand.Float64() - 0.5) / 5 * float64(interval))
 		next := time.Now().Add(interval + spread)
 		if due := c.due(); due.After(began) && due.Before(next) {
@@ -132,9 +137,17 @@ func (c *Companion) Run(ctx context.Context, interval time.Duration) {
 		select {
 		case <-ctx.Done():
 		case <-c.bell.rung:
+			rest(ctx, time.Until(ended.Add(gap)))
 		case <-timer.C:
 		}
 		timer.Stop()
+	}
+}
+
+func rest(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 
