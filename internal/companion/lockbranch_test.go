@@ -134,8 +134,10 @@ func TestLockBranchTaken(t *testing.T) {
 		"followed":  {name: func(b string) (string, error) { return b + "-next", nil }, also: "main-next", code: fault.Usage, want: `lock branch of main: "main-next" is followed by an Application`},
 		"of two":    {name: func(string) (string, error) { return "locks", nil }, also: "other", code: fault.Usage, want: `lock branch of main: "locks" is followed by an Application, or the lock branch of two`},
 		"a failure": {name: func(string) (string, error) { return "", errors.New("no idea") }, code: fault.Usage, want: "lock branch of main: no idea"},
-		"a person's": {name: func(string) (string, error) { return "theirs", nil }, side: "theirs", code: fault.GitBranch,
-			want: "lock branch of main: the last commit on theirs, "},
+		"a person's": {
+			name: func(string) (string, error) { return "theirs", nil }, side: "theirs", code: fault.GitBranch,
+			want: "lock branch of main: the last commit on theirs, ",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
