@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -11,6 +12,8 @@ import (
 	"sync"
 	"text/tabwriter"
 	"time"
+
+	"github.com/cenkalti/backoff/v5"
 
 	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/cli"
@@ -42,7 +45,7 @@ func flush(ctx context.Context, env cli.Env, args []string) error {
 	oidc := flags.Bool("oidc", false, "fetch the job's token in GitHub Actions, which needs \"permissions: id-token: write\"")
 	audience := flags.String("audience", "digestlock", "with --oidc: whom the token is for, as the resolver's --oidc-config says")
 	format := flags.StringP("output", "o", "table", "table or json")
-	timeout := flags.Duration("timeout", 30*time.Second, "give up after this long")
+	timeout := flags.Duration("timeout", 30*time.Second, "give up after this long; until then, what answers 503 is asked again, as a companion that takes over from another")
 	images, err := flags.Parse(env, args, api.MaxImages)
 	if err != nil {
 		return err
@@ -117,7 +120,7 @@ func flushAll(ctx context.Context, servers []string, token string, images []stri
 	for i, c := range clients {
 		wg.Go(func() {
 			defer c.Close()
-			done, err := c.Flush(ctx, images)
+			done, err := flushOne(ctx, c, images)
 			out[i] = flushed{
 				Replica: c.String(), Images: append([]api.Flushed{}, done.Flushed...), Error: api.ToProblem(err),
 				Resolvers: done.Replicas, Commits: done.Commits, Problem: done.Error, Status: done.Status,
@@ -127,6 +130,24 @@ func flushAll(ctx context.Context, servers []string, token string, images []stri
 	wg.Wait()
 	slices.SortStableFunc(out, func(a, b flushed) int { return cmp.Compare(a.Replica, b.Replica) })
 	return out, nil
+}
+
+// flushOne flushes one replica, again and again while it says that it cannot serve anybody now, until ctx ends: a companion
+// takes up to 25 s to take over from another. It then returns what was said last.
+func flushOne(ctx context.Context, c *api.Client, images []string) (done api.FlushResponse, err error) {
+	_, _ = backoff.Retry(ctx, func() (struct{}, error) {
+		again, failure := c.Flush(ctx, images)
+		if err == nil || ctx.Err() == nil { // why it had to wait says more than that time is up
+			done, err = again, failure
+		}
+		if !errors.Is(failure, api.ErrNotNow) {
+			return struct{}{}, backoff.Permanent(failure)
+		}
+		return struct{}{}, failure
+	}, backoff.WithMaxElapsedTime(0), backoff.WithBackOff(&backoff.ExponentialBackOff{
+		InitialInterval: 200 * time.Millisecond, RandomizationFactor: 0.5, Multiplier: 1.6, MaxInterval: 3 * time.Second,
+	}))
+	return done, err
 }
 
 func showFlushed(w io.Writer, replicas []flushed, format string) error {

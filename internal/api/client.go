@@ -252,10 +252,24 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	return fault.New(fault.ResolverUnavailable, hint, "resolver %s: %w: %w", c.name, image.ErrUnavailable, err)
 }
 
+// ErrNotNow is what an answer of 503 is: nobody could serve the request, as while one companion takes over from another.
+// Match with [errors.Is].
+var ErrNotNow = errors.New("not now")
+
+// notNow is an ErrNotNow with the words of another error.
+type notNow struct{ error }
+
+func (e notNow) Unwrap() error        { return e.error }
+func (e notNow) Is(target error) bool { return target == ErrNotNow }
+
 func (c *Client) refused(status int, body []byte) error {
 	var p Problem
 	if json.Unmarshal(body, &p) != nil || p.Message == "" {
 		p.Message = http.StatusText(status)
 	}
-	return fault.New(cmp.Or(p.Code, fault.ResolverUnavailable), cmp.Or(p.Hint, wrongPeer), "resolver %s: %s (%d)", c.name, p.Message, status)
+	err := fault.New(cmp.Or(p.Code, fault.ResolverUnavailable), cmp.Or(p.Hint, wrongPeer), "resolver %s: %s (%d)", c.name, p.Message, status)
+	if status == http.StatusServiceUnavailable {
+		return notNow{err}
+	}
+	return err
 }
