@@ -3,14 +3,23 @@
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 KUSTOMIZE := v5.8.2
 LDFLAGS := -s -w -X main.buildVersion=$(VERSION) -X sigs.k8s.io/kustomize/api/provenance.version=$(KUSTOMIZE)
+ENGINE ?= docker
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: all build demo check test race kill kill-leaders e2e bench fuzz update clean
+.PHONY: all build demo check test race kill kill-leaders e2e bench fuzz update clean image sbom
 
 all: check test
 
 build: ## static binaries in bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+image: ## both images, by docker or what ENGINE says, for this machine
+	for i in digestlock digestlock-companion; do $(ENGINE) build --target $$i -t $$i:$(VERSION) \
+	  --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) . || exit 1; done
+
+sbom: build ## bin/*.cdx.json, what each program is made of, read off the programs themselves
+	for p in digestlock digestlock-companion docker-credential-digestlock; do \
+	  $(TOOL) cyclonedx-gomod bin -json -std -version $(VERSION) -output bin/$$p.cdx.json bin/$$p || exit 1; done
 
 demo: ## the whole loop on this machine, with real output
 	go run ./cmd/digestlock demo
