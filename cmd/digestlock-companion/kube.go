@@ -75,20 +75,20 @@ func (f *kubeFlags) open(ctx context.Context, log *slog.Logger) (a *argo, stop f
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = cluster.Run(ctx) })
-	stop = func() {
+	leave := func() { // not stop, which is what the caller calls
 		cancel()
 		wg.Wait()
 	}
 	first, done := context.WithTimeout(ctx, syncTimeout)
 	defer done()
 	if err := cluster.Synced(first); err != nil {
-		stop()
+		leave()
 		return nil, nil, fault.New(fault.Kubernetes, "apply manifests/companion, and check --namespace and --application-namespaces", "%w", err)
 	}
 	a = &argo{Cluster: cluster, log: log, silent: f.silent, life: ctx}
 	return a, func() {
 		a.syncs.Wait()
-		stop()
+		leave()
 	}, nil
 }
 
