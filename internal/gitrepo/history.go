@@ -86,7 +86,8 @@ func (s *Snapshot) Mark(ctx context.Context) error {
 }
 
 // Marked returns the commit that the branch's mark stood at when s was read, reachable from the branch or not, and nil
-// when there is no mark. A mark that stands at anything but a commit, or at one that is not to be had, is an error.
+// when there is no mark, or one that somebody set to what is no commit: the next push moves it. A mark that is not to be had
+// is an error.
 // ErrMoved means that the branch has moved on, and the mark with it.
 func (s *Snapshot) Marked(ctx context.Context) (*Commit, error) {
 	if s.mark.IsZero() {
@@ -95,6 +96,9 @@ func (s *Snapshot) Marked(ctx context.Context) (*Commit, error) {
 	ctx, cancel := deadline(ctx)
 	defer cancel()
 	c, err := s.marked(ctx)
+	if errors.Is(err, plumbing.ErrObjectNotFound) && s.has(s.mark) { // among the commits
+		return nil, nil
+	}
 	if err != nil {
 		return nil, s.unread(ctx, "read the mark of", fmt.Errorf("%s at %s: %w", markName(s.branch), s.mark, err))
 	}
