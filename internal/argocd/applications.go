@@ -40,6 +40,7 @@ func (c *Cluster) Applications() []Application {
 	var all []Application
 	projects := rules{c, map[string]*project{}}
 	refused := map[string]refusal{}
+	c.leftOut = 0
 	for _, store := range c.applications {
 		for _, obj := range store.List() {
 			app := obj.(*appRecord)
@@ -48,6 +49,7 @@ func (c *Cluster) Applications() []Application {
 			}
 			if reason := projects.refusal(app); reason != "" {
 				refused[app.Namespace+"/"+app.Name] = refusal{app.sources[0].Project, reason}
+				c.leftOut += len(app.sources)
 				continue
 			}
 			all = append(all, app.sources...)
@@ -58,6 +60,13 @@ func (c *Cluster) Applications() []Application {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Namespace, b.Namespace))
 	})
 	return all
+}
+
+// LeftOut returns how many sources Applications last left out.
+func (c *Cluster) LeftOut() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.leftOut
 }
 
 // appRecord is all that is kept of an Application: its status may be a hundred times larger.

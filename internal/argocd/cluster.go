@@ -91,6 +91,7 @@ type Cluster struct {
 
 	mu      sync.Mutex
 	refused map[string]refusal // by namespace/name, what the log knows
+	leftOut int                // sources of these
 }
 
 // Open connects to nothing yet; the error is about the configuration.

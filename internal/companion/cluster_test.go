@@ -20,6 +20,7 @@ import (
 type cluster struct {
 	mu     sync.Mutex
 	apps   []companion.Application
+	left   int
 	down   error
 	open   map[string]*gitrepo.Remote // by URL
 	opened []string
@@ -28,6 +29,8 @@ type cluster struct {
 }
 
 func (c *cluster) Applications() ([]companion.Application, error) { return c.apps, c.down }
+
+func (c *cluster) LeftOut() int { return c.left }
 
 func (c *cluster) Open(_ context.Context, url, project string) (companion.Repository, error) {
 	c.mu.Lock()

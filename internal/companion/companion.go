@@ -64,6 +64,8 @@ type Application struct {
 type Cluster interface {
 	// Applications returns all sources that use the plugin. An error means that they are not known now.
 	Applications() ([]Application, error)
+	// LeftOut returns how many sources Applications last left out, because Argo CD refuses their Application.
+	LeftOut() int
 	// Open returns how to reach the repository at url with the credentials that Argo CD has for it and project: its Remote,
 	// the same again for as long as they do not change, and Ensure. The rest is not looked at.
 	Open(ctx context.Context, url, project string) (Repository, error)

@@ -31,12 +31,18 @@ func (c *Companion) cycle(ctx context.Context, quiet Quiet) outcome {
 	wg.Wait()
 	problems = append(problems, unread...)
 	var updates []*updater
+	fixed := 0
 	for _, p := range parts {
 		problems = append(problems, p.unread...)
 		p.trouble.into(trouble)
+		fixed += p.fixed
 		updates = append(updates, p.updates...)
 	}
 	c.board.branches(updates)
+	c.metrics.leftOut.WithLabelValues(byRevision).Set(float64(fixed))
+	if c.o.Cluster != nil {
+		c.metrics.leftOut.WithLabelValues(byProject).Set(float64(c.o.Cluster.LeftOut()))
+	}
 	problems = append(problems, looks.problems...)
 	var commits []Commit
 	for _, u := range updates {
@@ -69,6 +75,7 @@ type part struct {
 	updates []*updater // sorted by branch
 	unread  []error
 	trouble trouble
+	fixed   int // sources whose target revision is no branch
 }
 
 // byRepository cuts what is sorted by repository.
@@ -86,7 +93,8 @@ func byRepository(all []*followed) []*part {
 
 func (p *part) run(ctx context.Context, server slots) {
 	c := p.updater.c
-	targets, unread := c.targets(ctx, server, p.followed, p.trouble)
+	targets, fixed, unread := c.targets(ctx, server, p.followed, p.trouble)
+	p.fixed = fixed
 	targets, unrecorded := c.recording(ctx, server, targets, p.trouble)
 	p.unread = slices.Concat(unread, unrecorded)
 	c.heads(targets)

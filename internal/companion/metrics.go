@@ -19,6 +19,7 @@ type metrics struct {
 	last    prometheus.Gauge
 	refused prometheus.Counter
 	pins    *prometheus.GaugeVec
+	leftOut *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) metrics {
@@ -42,14 +43,21 @@ func newMetrics(r prometheus.Registerer) metrics {
 			Help: "Pins of all locks as of the last cycle: current, behind the tag, or held back by a person.",
 		}, []string{"state"}),
 	}
+	m.leftOut = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "digestlock_companion_sources_left_out",
+		Help: "Sources that get no lock, as of the last cycle: their project is refused by Argo CD, or their target revision is no branch.",
+	}, []string{"reason"})
 	for _, state := range []string{current, behind, held} {
 		m.pins.WithLabelValues(state)
+	}
+	for _, reason := range []string{byProject, byRevision} {
+		m.leftOut.WithLabelValues(reason)
 	}
 	for _, outcome := range []string{complete, incomplete} {
 		m.cycles.WithLabelValues(outcome) // a rate needs a series that begins at 0
 	}
 	if r != nil {
-		r.MustRegister(m.cycles, m.commits, m.last, m.refused, m.pins)
+		r.MustRegister(m.cycles, m.commits, m.last, m.refused, m.pins, m.leftOut)
 	}
 	return m
 }
@@ -59,6 +67,12 @@ const (
 	current = "current"
 	behind  = "behind"
 	held    = "held"
+)
+
+// Why a source gets no lock.
+const (
+	byProject  = "project"
+	byRevision = "revision"
 )
 
 // stand counts the pins.

@@ -53,7 +53,7 @@ type slow struct{ asked, now, most *atomic.Int32 }
 
 func (slow) String() string                                    { return "slow" }
 func (slow) Pins(ctx context.Context) ([]lock.Document, error) { return nil, ctx.Err() }
-func newSlow() slow { return slow{new(atomic.Int32), new(atomic.Int32), new(atomic.Int32)} }
+func newSlow() slow                                            { return slow{new(atomic.Int32), new(atomic.Int32), new(atomic.Int32)} }
 
 func (s slow) look(ctx context.Context, l *looks, img string) int {
 	return len(l.at(ctx, map[look]bool{{"p", img}: true})["p"])

@@ -109,9 +109,8 @@ type followed struct {
 }
 
 // targets groups what is followed of one repository by the branch that its locks are written to, sorted. It reads the
-// branches' tips, because only they say what HEAD is: two revisions may mean one branch.
-func (c *Companion) targets(ctx context.Context, server slots, all []*followed, trouble trouble) ([]*target, []error) {
-	var problems []error
+// branches' tips, because only they say what HEAD is: two revisions may mean one branch. What follows no branch is counted.
+func (c *Companion) targets(ctx context.Context, server slots, all []*followed, trouble trouble) (targets []*target, fixed int, problems []error) {
 	tips, errs := make([]*gitrepo.Snapshot, len(all)), make([]error, len(all))
 	eachAt(server, all, func(i int, f *followed) {
 		ctx, cancel := within(ctx, readTimeout)
@@ -123,6 +122,7 @@ func (c *Companion) targets(ctx context.Context, server slots, all []*followed, 
 		log := c.o.Log.With("repository", f.repositories[0].URL, "revision", f.revision)
 		switch {
 		case errors.Is(errs[i], gitrepo.ErrBranch):
+			fixed += len(f.sources)
 			log.Info("nothing to write, the target revision is not a branch", "reason", errs[i], "code", fault.CodeOf(errs[i]), "hint", fault.Hint(errs[i]))
 			continue
 		case errs[i] != nil:
@@ -144,11 +144,10 @@ func (c *Companion) targets(ctx context.Context, server slots, all []*followed, 
 		byBranch[t.key()] = t
 		t.add(f.sources)
 	}
-	var targets []*target
 	for _, k := range slices.Sorted(maps.Keys(byBranch)) {
 		targets = append(targets, byBranch[k])
 	}
-	return targets, problems
+	return targets, fixed, problems
 }
 
 // sources returns what has a lock to be kept. Where the Applications are known, renders of others are refused: whoever
