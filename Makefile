@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.buildVersion=$(VERSION) -X sigs.k8s.io/kustomize/api/pr
 ENGINE ?= docker
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: all build demo check test race kill kill-leaders e2e bench fuzz update clean image sbom
+.PHONY: all build demo check test race kill kill-leaders e2e e2e-argocd bench fuzz update clean image sbom
 
 all: check test
 
@@ -46,7 +46,10 @@ kill-leaders: ## the same of companions with a lease, on Kubernetes
 	cd e2e && go test -count=1 -timeout 30m -v -run '^TestCompanionOnKubernetes$$' . -kills 200
 
 e2e: ## with Argo CD's own cmp-server and repo-server code, a real registry, git http-backend, a real Gitea, OpenSSH, Kubernetes (wants etcd and sshd)
-	cd e2e && go vet . && go test -count=1 -timeout 30m .
+	cd e2e && go vet . && go test -count=1 -timeout 30m -skip '^TestArgoCD' .
+
+e2e-argocd: ## on the real Argo CD: its components, Kubernetes and ours, as processes (wants etcd and redis-server)
+	cd e2e && go test -count=1 -timeout 30m -run '^TestArgoCD' -v .
 
 bench: ## ratios in one run, see bench/README.md
 	go run ./bench $(BENCH_FLAGS)

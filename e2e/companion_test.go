@@ -66,6 +66,20 @@ func startInstallation(t *testing.T) *installation {
 	for _, path := range []string{"web", "api", "team", "prod", "other", "stray"} {
 		files[path+"/kustomization.yaml"] = "resources: []\n"
 	}
+	in := newInstallation(t, dir, files)
+	in.startResolver(t, dir, freeAddr(t), "--ttl=1h") // only a flush has it ask again
+	in.cluster = startCluster(t)
+	in.fill(t)
+	in.createFollowers(t)
+	for range 2 {
+		in.startCompanion(t, freeAddr(t), hasty...)
+	}
+	return in
+}
+
+// newInstallation has a registry and a Git server, with a commit of files, and the secrets of who asks whom.
+func newInstallation(t *testing.T, dir string, files map[string]string) *installation {
+	t.Helper()
 	in := &installation{
 		stack:      &stack{registry: startRegistry(t, ""), argoCD: &argoCD{git: startGit(t, files)}, tokenFile: filepath.Join(dir, "token")},
 		dir:        dir,
@@ -74,16 +88,10 @@ func startInstallation(t *testing.T) *installation {
 	}
 	writeFile(t, in.tokenFile, "s3cret\n")
 	writeFile(t, in.frontDoor, "open-sesame\n")
-	in.startResolver(t, dir, freeAddr(t), "--ttl=1h") // only a flush has it ask again
-	in.cluster = startCluster(t)
-	in.fill(t)
-	for range 2 {
-		in.startCompanion(t, freeAddr(t))
-	}
 	return in
 }
 
-// fill puts Argo CD's objects and the companion's roles into the cluster.
+// fill puts what Argo CD and the companion need into the cluster: the default project, the repository, roles.
 func (in *installation) fill(t *testing.T) {
 	t.Helper()
 	c := in.cluster
@@ -94,7 +102,11 @@ func (in *installation) fill(t *testing.T) {
 apiVersion: argoproj.io/v1alpha1
 kind: AppProject
 metadata: {name: default}
-spec: {sourceRepos: ["*"], sourceNamespaces: [team-a], destinations: [{server: "*", namespace: "*"}]}
+spec:
+  sourceRepos: ["*"]
+  sourceNamespaces: [team-a]
+  destinations: [{server: "*", namespace: "*"}]
+  clusterResourceWhitelist: [{group: "", kind: Namespace}]
 `)
 	c.create(t, "/api/v1/namespaces/argocd/secrets", fmt.Sprintf(`
 apiVersion: v1
@@ -113,7 +125,11 @@ data: {"127.0.0.1": %q}
 		`{apiVersion: authentication.k8s.io/v1, kind: TokenRequest, spec: {}}`, &token)
 	in.kubeconfig = filepath.Join(in.dir, "kubeconfig")
 	writeFile(t, in.kubeconfig, strings.ReplaceAll(readFile(t, c.kubeconfig), adminToken, token.Status.Token))
+}
 
+// createFollowers makes the Applications of the plugin, with the one of mode locked and one of another plugin.
+func (in *installation) createFollowers(t *testing.T) {
+	t.Helper()
 	source := func(path, plugin string) string {
 		return fmt.Sprintf(`{repoURL: %q, targetRevision: main, path: %s, plugin: {%s}}`, in.git.url, path, plugin)
 	}
@@ -147,14 +163,17 @@ func (c *kubeCluster) apply(t *testing.T, file, namespace string) {
 	}
 }
 
+// hasty are flags of companions that commit at once, and notice at once that the leader is gone.
+var hasty = []string{"--quiet-window=0", "--lease-duration=1s"}
+
 // startCompanion starts one whose door is at an address.
-func (in *installation) startCompanion(t *testing.T, addr string) {
+func (in *installation) startCompanion(t *testing.T, addr string, flags ...string) {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(binDir, "digestlock-companion"),
-		"--kubernetes", "--leader-elect", "--lease-duration=1s", "--kubeconfig", in.kubeconfig, "--application-namespaces", "team-a",
+	cmd := exec.Command(filepath.Join(binDir, "digestlock-companion"), append([]string{
+		"--kubernetes", "--leader-elect", "--kubeconfig", in.kubeconfig, "--application-namespaces", "team-a",
 		"--resolver", in.api, "--resolver-token-file", in.tokenFile,
-		"--listen", addr, "--token-file", in.frontDoor, "--quiet-window=0",
-	)
+		"--listen", addr, "--token-file", in.frontDoor,
+	}, flags...)...)
 	cmd.Env = []string{"HOME=" + in.dir}
 	log := filepath.Join(in.dir, strings.ReplaceAll(addr, ":", "-")+".log")
 	if in.companions[addr] == nil {
@@ -233,8 +252,13 @@ func (in *installation) pushImage(t *testing.T) (digest string) {
 // flushed runs digestlock flush against a companion, as CI does after a push.
 func (in *installation) flushed(t *testing.T, addr string) error {
 	t.Helper()
+	return in.flushReference(t, addr, in.registry.image(image))
+}
+
+func (in *installation) flushReference(t *testing.T, addr, reference string) error {
+	t.Helper()
 	out, err := exec.CommandContext(t.Context(), filepath.Join(binDir, "digestlock"),
-		"flush", "--server", "http://"+addr, "--token-file", in.frontDoor, in.registry.image(image)).CombinedOutput()
+		"flush", "--server", "http://"+addr, "--token-file", in.frontDoor, reference).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, out)
 	}
@@ -285,6 +309,12 @@ type kubePin struct {
 // pin is the pin in the lock of a path at a revision, the zero value while there is no lock.
 func (in *installation) pin(t *testing.T, revision, path string) kubePin {
 	t.Helper()
+	return in.pinOf(t, revision, path, in.registry.image(image))
+}
+
+// pinOf is the pin of an image, which must be the lock's only one.
+func (in *installation) pinOf(t *testing.T, revision, path, reference string) kubePin {
+	t.Helper()
 	name := path + "/digest-lock.yaml"
 	if git(t, in.git.bare, "ls-tree", revision, name) == "" {
 		return kubePin{}
@@ -294,7 +324,7 @@ func (in *installation) pin(t *testing.T, revision, path string) kubePin {
 		Pins             []kubePin
 	}
 	text := git(t, in.git.bare, "show", revision+":"+name)
-	if err := yaml.UnmarshalStrict([]byte(text), &file); err != nil || len(file.Pins) != 1 || file.Pins[0].Image != in.registry.image(image) {
+	if err := yaml.UnmarshalStrict([]byte(text), &file); err != nil || len(file.Pins) != 1 || file.Pins[0].Image != reference {
 		t.Fatalf("%s at %s: %v\n%s", name, revision, err, text)
 	}
 	return file.Pins[0]
@@ -536,7 +566,7 @@ func (in *installation) outlivesLeaders(t *testing.T) {
 		}
 		t.Logf("the lease was taken over %v after the leader was killed", time.Since(<-dead).Round(100*time.Millisecond))
 		<-in.companions[victim].done
-		in.startCompanion(t, victim)
+		in.startCompanion(t, victim, hasty...)
 		last := in.pushImage(t)
 		await(t, func() error { return in.flushed(t, victim) })
 		await(t, func() error {

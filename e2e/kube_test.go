@@ -77,7 +77,7 @@ contexts: [{name: e2e, context: {cluster: e2e, user: admin}}]
 current-context: e2e
 `, c.url, filepath.Join(dir, "apiserver.crt"), adminToken))
 	c.create(t, "/api/v1/namespaces", `{apiVersion: v1, kind: Namespace, metadata: {name: argocd}}`)
-	for _, kind := range []string{"application", "appproject"} {
+	for _, kind := range []string{"application", "applicationset", "appproject"} {
 		c.create(t, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", readFile(t, filepath.Join(argoCDSource(t), "manifests/crds", kind+"-crd.yaml")))
 		p.waitReady(t, func(ctx context.Context) error {
 			return c.do(ctx, http.MethodGet, "/apis/argoproj.io/v1alpha1/"+kind+"s", "")

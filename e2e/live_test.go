@@ -1,0 +1,77 @@
+package e2e
+
+import (
+	"testing"
+
+	"github.com/argoproj/argo-cd/v3/pkg/apis/application/v1alpha1"
+)
+
+// TestArgoCD: the promises of docs/design.md on the real Argo CD, one scenario after the other on one stack. One alone:
+//
+//	go test -count=1 -v -run '^TestArgoCD$/^FirstSync$' .
+//
+// Beside all of them stands an overlay of prod, which none may touch.
+func TestArgoCD(t *testing.T) {
+	s := newLiveStack(t)
+	prod := s.deployProd(t)
+	for _, scenario := range []struct {
+		name string
+		run  func(*testing.T, *liveStack)
+	}{
+		{"FirstSync", testFirstSync},
+	} {
+		t.Run(scenario.name, func(t *testing.T) { scenario.run(t, s) })
+	}
+	t.Run("Prod", func(t *testing.T) { testProd(t, prod) })
+}
+
+// testFirstSync: an overlay on latest without a lock is deployed by digest, and gets its lock in one commit. After that
+// nothing moves, however often Argo CD looks.
+func testFirstSync(t *testing.T, s *liveStack) {
+	a, digest := s.deploy(t, "first")
+	a.wantLockCommits(t, author)
+	a.wantHistory(t, 1) // the lock says what is deployed already
+	generation := a.live(t).Generation
+	for i := range 10 {
+		kind := v1alpha1.RefreshTypeNormal
+		if i%2 == 1 {
+			kind = v1alpha1.RefreshTypeHard
+		}
+		a.flushLive(t) // a cycle of the companion
+		a.refresh(t, kind)
+		a.awaitRest(t, digest)
+	}
+	a.wantLockCommits(t, author)
+	a.wantHistory(t, 1)
+	if got := a.live(t).Generation; got != generation {
+		t.Errorf("the Deployment is at generation %d after ten refreshes, want %d", got, generation)
+	}
+}
+
+// deployProd deploys an overlay with a fixed tag, in the mode of all others.
+func (s *liveStack) deployProd(t *testing.T) *liveApp {
+	t.Helper()
+	prod, files := s.overlay("shop", "prod", "v1.2.3")
+	pushImage(t, prod.reference)
+	s.git.commit(t, "shop: add prod", files)
+	prod.createLive(t, "", autoSync)
+	prod.awaitRest(t, "")
+	return prod
+}
+
+// testProd: nothing that happened has touched it, nor does a push to its own tag.
+func testProd(t *testing.T, prod *liveApp) {
+	pushImage(t, prod.reference)
+	if err := prod.flushReference(t, prod.companionAddr, prod.reference); err == nil {
+		t.Error("the companion knows an image with a fixed tag")
+	}
+	prod.refresh(t, v1alpha1.RefreshTypeHard)
+	prod.awaitRest(t, "")
+	prod.wantHistory(t, 1)
+	if got := prod.live(t).Generation; got != 1 {
+		t.Errorf("the Deployment is at generation %d, want 1", got)
+	}
+	if got := git(t, prod.git.bare, "log", "--format=%an %s", "main", "--", "k8s/namespaces/shop"); got != "Dev Eloper shop: add prod" {
+		t.Errorf("commits to prod: %q", got)
+	}
+}
