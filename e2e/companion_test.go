@@ -428,6 +428,7 @@ func TestCompanionOnKubernetes(t *testing.T) {
 	in.passesOn(t, follower)
 	in.outlivesLeaders(t)
 	in.servesFleet(t)
+	in.stops(t)
 }
 
 // adopts: locks are begun for the Applications that use the plugin and are not locked, and follow a push.
@@ -661,6 +662,24 @@ func (in *installation) servesFleet(t *testing.T) {
 			t.Errorf("lock of %s has %+v, want %s", fleet[i].path, p, digest)
 		}
 	}
+}
+
+// stops: a cycle of a CronJob and companions that are asked to end do so, the leader without its lease.
+func (in *installation) stops(t *testing.T) {
+	t.Helper()
+	once := exec.CommandContext(t.Context(), filepath.Join(binDir, "digestlock-companion"),
+		"--once", "--kubernetes", "--kubeconfig", in.kubeconfig, "--application-namespaces", "team-a",
+		"--resolver", in.api, "--resolver-token-file", in.tokenFile)
+	if out, err := once.CombinedOutput(); err != nil {
+		t.Errorf("digestlock-companion --once: %v\n%s", err, out)
+	}
+	leader, follower := in.leader(t)
+	holder := in.holder(t)
+	in.companions[leader].terminate(t)
+	if in.holder(t) == holder {
+		t.Errorf("the lease is held by %s, which has ended", holder)
+	}
+	in.companions[follower].terminate(t)
 }
 
 // heads counts how often the registry was asked where the tag stands, by us: what pushes an image asks it too.
