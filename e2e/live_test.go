@@ -1,7 +1,10 @@
 package e2e
 
 import (
+	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/argoproj/argo-cd/v3/pkg/apis/application/v1alpha1"
 )
@@ -19,6 +22,7 @@ func TestArgoCD(t *testing.T) {
 		run  func(*testing.T, *liveStack)
 	}{
 		{"FirstSync", testFirstSync},
+		{"Push", testPush},
 	} {
 		t.Run(scenario.name, func(t *testing.T) { scenario.run(t, s) })
 	}
@@ -48,6 +52,45 @@ func testFirstSync(t *testing.T, s *liveStack) {
 	}
 }
 
+// testPush: CI pushes and tells the companion, and the cluster has the new digest by a commit. It prints where the time goes.
+func testPush(t *testing.T, s *liveStack) {
+	a, _ := s.deploy(t, "push")
+	for range 3 {
+		digest := pushImage(t, a.reference)
+		before := a.tip(t)
+		var commit, synced, live time.Duration
+		began := time.Now()
+		flushed := make(chan error, 1)
+		go func() { flushed <- a.flushReference(t, a.companionAddr, a.reference) }()
+		await(t, func() error {
+			now := time.Since(began)
+			if commit == 0 && a.tip(t) != before {
+				commit = now
+			}
+			if commit != 0 && synced == 0 && a.application(t).Status.Sync.Revision != before {
+				synced = now
+			}
+			if strings.HasSuffix(a.image(t), digest) {
+				live = time.Since(began)
+				return nil
+			}
+			return fmt.Errorf("%v after the flush the cluster has %s, want %s", now, a.image(t), digest)
+		})
+		if err := <-flushed; err != nil {
+			t.Error(err)
+		}
+		ms := time.Millisecond
+		t.Logf("flush to commit %v, to Argo CD's comparison %v, to live %v: %v in all",
+			commit.Round(ms), (synced - commit).Round(ms), (live - synced).Round(ms), live.Round(ms))
+		a.awaitRest(t, digest)
+	}
+	a.wantLockCommits(t, author, author, author, author)
+	history := a.wantHistory(t, 4)
+	if last := history[3].Revision; last != a.tip(t) {
+		t.Errorf("the last deployment is of %s, want the commit of the lock, %s", last, a.tip(t))
+	}
+}
+
 // deployProd deploys an overlay with a fixed tag, in the mode of all others.
 func (s *liveStack) deployProd(t *testing.T) *liveApp {
 	t.Helper()
@@ -62,9 +105,7 @@ func (s *liveStack) deployProd(t *testing.T) *liveApp {
 // testProd: nothing that happened has touched it, nor does a push to its own tag.
 func testProd(t *testing.T, prod *liveApp) {
 	pushImage(t, prod.reference)
-	if err := prod.flushReference(t, prod.companionAddr, prod.reference); err == nil {
-		t.Error("the companion knows an image with a fixed tag")
-	}
+	prod.flushLive(t)
 	prod.refresh(t, v1alpha1.RefreshTypeHard)
 	prod.awaitRest(t, "")
 	prod.wantHistory(t, 1)
