@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +24,7 @@ func TestArgoCD(t *testing.T) {
 	}{
 		{"FirstSync", testFirstSync},
 		{"Push", testPush},
+		{"Hook", testHook},
 	} {
 		t.Run(scenario.name, func(t *testing.T) { scenario.run(t, s) })
 	}
@@ -88,6 +90,43 @@ func testPush(t *testing.T, s *liveStack) {
 	history := a.wantHistory(t, 4)
 	if last := history[3].Revision; last != a.tip(t) {
 		t.Errorf("the last deployment is of %s, want the commit of the lock, %s", last, a.tip(t))
+	}
+}
+
+// hook is a Job that Argo CD runs before a sync, with the image that it is about to deploy.
+const hook = `apiVersion: batch/v1
+kind: Job
+metadata:
+  name: migrate
+  annotations: {argocd.argoproj.io/hook: PreSync, argocd.argoproj.io/hook-delete-policy: BeforeHookCreation}
+spec:
+  template:
+    spec:
+      restartPolicy: Never
+      containers: [{name: migrate, image: server}]
+`
+
+// testHook: a commit of the lock is a full sync. Its hook runs, with the new digest and before anything else, and the
+// deployment is one that can be rolled back to.
+func testHook(t *testing.T, s *liveStack) {
+	a, first := s.begin(t, "hook", map[string]string{"../../base/kustomization.yaml": "resources: [deployment.yaml, job.yaml]\n", "../../base/job.yaml": hook})
+	a.endJob(t, first)
+	a.awaitLock(t, first)
+	a.awaitRest(t, first)
+	a.wantHistory(t, 1)
+
+	second := pushImage(t, a.reference)
+	a.flushLive(t)
+	if got, want := a.endJob(t, second), a.reference+"@"+first; got != want {
+		t.Errorf("the cluster has %s while the hook runs, want %s", got, want)
+	}
+	a.awaitRest(t, second)
+	history := a.wantHistory(t, 2)
+	if last := history[1].Revision; last != a.tip(t) {
+		t.Errorf("the last deployment is of %s, want the commit of the lock, %s", last, a.tip(t))
+	}
+	if ran := a.hooks(t); !slices.Equal(ran, []string{"PreSync Job/migrate Succeeded"}) {
+		t.Errorf("the sync ran hooks %q", ran)
 	}
 }
 
