@@ -230,12 +230,11 @@ func (s *liveStack) cli(t *testing.T, args ...string) (string, error) {
 	return string(out), err
 }
 
-// renders counts how often the plugin has rendered a path without an error.
-func (s *liveStack) renders(t *testing.T, path string) int {
+// renders counts how often Argo CD had the plugin render a path.
+func (s *liveStack) renders(t *testing.T, path string) (n int) {
 	t.Helper()
-	n := 0
 	for line := range strings.Lines(readFile(t, s.parts[cmpServer].log)) {
-		if strings.Contains(line, "digestlock: pinned=") && strings.Contains(line, path) {
+		if strings.Contains(line, `msg="digestlock generate"`) && strings.Contains(line, "/"+path+" ") {
 			n++
 		}
 	}

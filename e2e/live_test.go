@@ -25,6 +25,7 @@ func TestArgoCD(t *testing.T) {
 		{"FirstSync", testFirstSync},
 		{"Push", testPush},
 		{"Hook", testHook},
+		{"Rollback", testRollback},
 	} {
 		t.Run(scenario.name, func(t *testing.T) { scenario.run(t, s) })
 	}
@@ -127,6 +128,48 @@ func testHook(t *testing.T, s *liveStack) {
 	}
 	if ran := a.hooks(t); !slices.Equal(ran, []string{"PreSync Job/migrate Succeeded"}) {
 		t.Errorf("the sync ran hooks %q", ran)
+	}
+}
+
+// testRollback: what Argo CD rolls back to is the digest of that time, whether it remembers the manifests or renders again.
+func testRollback(t *testing.T, s *liveStack) {
+	a, _ := s.deploy(t, "rollback")
+	second := a.push(t)
+	third := a.push(t)
+	history := a.wantHistory(t, 3)
+	id, commits := fmt.Sprint(history[1].ID), a.lockCommits(t)
+
+	if out, err := a.cli(t, "app", "rollback", a.name, id); err == nil || !strings.Contains(out, "auto-sync is enabled") {
+		t.Errorf("rollback with auto-sync: %v\n%s", err, out)
+	}
+	a.patch(t, `{"spec": {"syncPolicy": {"automated": null}}}`)
+	for _, cache := range []string{"warm", "flushed"} {
+		rendered := a.renders(t, a.path)
+		if cache == "flushed" {
+			a.flushRedis(t)
+		}
+		if out, err := a.cli(t, "app", "rollback", a.name, id); err != nil {
+			t.Fatalf("rollback, cache %s: %v\n%s", cache, err, out)
+		}
+		a.awaitImage(t, second)
+		if again := a.renders(t, a.path) - rendered; again == 0 == (cache == "flushed") {
+			t.Errorf("rollback, cache %s: %d renders", cache, again)
+		}
+		history = a.history(t)
+		if last := history[len(history)-1].Revision; last != strings.Fields(commits[1])[0] {
+			t.Errorf("rollback, cache %s: the last deployment is of %s, want %s", cache, last, commits[1])
+		}
+		a.flushLive(t)
+		if got := a.lockCommits(t); !slices.Equal(got, commits) {
+			t.Errorf("rollback, cache %s: commits of the lock %q, want as before: %q", cache, got, commits)
+		}
+		if got := a.image(t); got != a.reference+"@"+second {
+			t.Errorf("rollback, cache %s: a cycle later the cluster has %s, want %s", cache, got, second)
+		}
+		if out, err := a.cli(t, "app", "sync", a.name); err != nil {
+			t.Fatalf("sync: %v\n%s", err, out)
+		}
+		a.awaitRest(t, third)
 	}
 }
 
