@@ -26,6 +26,7 @@ func TestArgoCD(t *testing.T) {
 		{"Push", testPush},
 		{"Hook", testHook},
 		{"Rollback", testRollback},
+		{"Revert", testRevert},
 	} {
 		t.Run(scenario.name, func(t *testing.T) { scenario.run(t, s) })
 	}
@@ -171,6 +172,47 @@ func testRollback(t *testing.T, s *liveStack) {
 		}
 		a.awaitRest(t, third)
 	}
+}
+
+// testRevert: a git revert of the lock's commit deploys the old digest. It stays, over cycles of the companion and a
+// restart of every process, until the next push.
+func testRevert(t *testing.T, s *liveStack) {
+	a, old := s.deploy(t, "revert")
+	rejected := a.push(t)
+	commits := a.lockCommits(t)
+	git(t, a.git.work, "pull", "-q", "--ff-only", "origin", "main")
+	git(t, a.git.work, "revert", "--no-edit", strings.Fields(commits[1])[0])
+	git(t, a.git.work, "push", "-q", "origin", "main")
+	revert := a.git.head(t)
+	a.refresh(t, v1alpha1.RefreshTypeNormal) // which a webhook of the Git server would ask for
+
+	held := func(when string) {
+		for range 5 {
+			a.flushLive(t)
+		}
+		a.awaitRest(t, old)
+		p := a.lockPin(t, "main")
+		if p.Digest != old || p.Hold == nil || p.Hold.Rejected != rejected || p.Hold.Reason != "reverted in "+revert[:7]+" by Dev Eloper" {
+			t.Errorf("%s: the lock has %+v with hold %+v, want %s", when, p, p.Hold, old)
+		}
+		a.wantLockCommits(t, author, author, "Dev Eloper", author)
+		a.wantHistory(t, 3)
+	}
+	held("after the revert")
+	s.stop()
+	s.registry.stop()
+	s.registry.start(s.t)
+	s.start()
+	held("after the restart")
+	a.refresh(t, v1alpha1.RefreshTypeHard)
+	held("after a hard refresh")
+
+	next := a.push(t)
+	if p := a.lockPin(t, "main"); p.Digest != next || p.Hold != nil {
+		t.Errorf("after the next push the lock has %+v with hold %+v, want %s", p, p.Hold, next)
+	}
+	a.wantLockCommits(t, author, author, "Dev Eloper", author, author)
+	a.wantHistory(t, 4)
 }
 
 // deployProd deploys an overlay with a fixed tag, in the mode of all others.
