@@ -27,6 +27,7 @@ func TestArgoCD(t *testing.T) {
 		{"Hook", testHook},
 		{"Rollback", testRollback},
 		{"Revert", testRevert},
+		{"Locked", testLocked},
 	} {
 		t.Run(scenario.name, func(t *testing.T) { scenario.run(t, s) })
 	}
@@ -213,6 +214,32 @@ func testRevert(t *testing.T, s *liveStack) {
 	}
 	a.wantLockCommits(t, author, author, "Dev Eloper", author, author)
 	a.wantHistory(t, 4)
+}
+
+// testLocked: what is locked is deployed with nobody there to ask.
+func testLocked(t *testing.T, s *liveStack) {
+	a, files := s.overlay("locked", "dev", "latest")
+	digest := pushImage(t, a.reference)
+	files[a.path+"/digest-lock.yaml"] = fmt.Sprintf(`apiVersion: digestlock.dev/v1
+kind: DigestLock
+pins:
+  - image: %s
+    digest: %s
+    resolvedAt: "2026-11-22T20:57:00Z"
+`, a.reference, digest)
+	s.registry.stop()
+	s.resolver.terminate(t)
+	t.Cleanup(func() {
+		s.registry.start(s.t)
+		s.startResolver(s.t, s.dir, s.resolverAddr)
+	})
+	s.git.commit(t, "locked: add the overlay", files)
+	a.createLive(t, "{name: mode, string: locked}", autoSync)
+	a.awaitRest(t, digest)
+	a.refresh(t, v1alpha1.RefreshTypeHard)
+	a.awaitRest(t, digest)
+	a.wantLockCommits(t, "Dev Eloper")
+	a.wantHistory(t, 1)
 }
 
 // deployProd deploys an overlay with a fixed tag, in the mode of all others.
