@@ -57,6 +57,9 @@ func startArgoCD(t *testing.T, dir string, git *gitServer, resolver string) *arg
 	t.Setenv(common.EnvPluginSockFilePath, sockets)
 
 	cmd := self(t, asCMPServer, "--config-dir-path", filepath.Join("..", "plugin"), "--logformat", "text")
+	if other := os.Getenv("DIGESTLOCK_TEST_CMP_SERVER"); other != "" { // that of another release, see the Makefile
+		cmd.Path = other
+	}
 	cmd.Env = []string{ // no HOME, as in a hardened sidecar
 		"PATH=" + binDir,
 		"TMPDIR=" + a.temp,
