@@ -173,6 +173,15 @@ func testRollback(t *testing.T, s *liveStack) {
 		}
 		a.awaitRest(t, third)
 	}
+
+	// The first deployment was of the commit before the lock. Rendered again, it is what the tag stands for now.
+	if out, err := a.cli(t, "app", "rollback", a.name, fmt.Sprint(history[0].ID)); err != nil {
+		t.Fatalf("rollback to before the lock: %v\n%s", err, out)
+	}
+	a.awaitImage(t, third)
+	if got := a.history(t); got[len(got)-1].Revision != history[0].Revision {
+		t.Errorf("rollback to before the lock: the last deployment is of %s, want %s", got[len(got)-1].Revision, history[0].Revision)
+	}
 }
 
 // testRevert: a git revert of the lock's commit deploys the old digest. It stays, over cycles of the companion and a

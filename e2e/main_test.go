@@ -1,7 +1,7 @@
 // Package e2e drives the built binaries as a user does, on real parts: Argo CD's own repo-server code streams a Git
 // repository to the real argocd-cmp-server, which runs our plugin.yaml; a real distribution registry holds the images
-// and a real git http-backend takes the companion's commits; a real API server holds the Applications that it works for. It is a module of its own so that Argo CD's dependencies
-// never reach the program.
+// and a real git http-backend takes the companion's commits; a real API server holds the Applications that it works for. TestArgoCD (live_*_test.go)
+// runs all of Argo CD as processes. It is a module of its own so that Argo CD's dependencies never reach the program.
 //
 // Run it with "go test -count=1 .": the go command does not see that the program changed and would repeat an old result.
 // The tests set process-wide environment that Argo CD reads, so they run one after the other.
