@@ -33,6 +33,7 @@ func TestWakeStorm(t *testing.T) {
 			c.Wake()
 			time.Sleep(time.Millisecond)
 		}
+		synctest.Wait()
 		if n := cycles - began; n < 20 || n > 21 {
 			t.Errorf("%d cycles in ten seconds, want one each half second", n)
 		}
