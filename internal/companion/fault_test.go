@@ -1,6 +1,7 @@
 package companion_test
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -164,7 +165,8 @@ func TestManyCompanions(t *testing.T) {
 					if err == nil {
 						break
 					}
-					if !errors.Is(err, gitrepo.ErrMoved) || attempt == 5 {
+					late := errors.Is(err, context.DeadlineExceeded) // on a busy machine; the loop tries again, too
+					if !errors.Is(err, gitrepo.ErrMoved) && !late || attempt == 5 {
 						t.Errorf("%s: %v", dir, err)
 						break
 					}
