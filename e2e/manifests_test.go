@@ -36,7 +36,6 @@ func TestManifests(t *testing.T) {
 	kubectl := buildKubectl(t)
 	c := startCluster(t)
 	c.restrict(t, "argocd", "gitops", "backend-dev", "backend-prod")
-	c.define(t, filepath.Join(argoCDSource(t), "manifests/crds/applicationset-crd.yaml"), "/apis/argoproj.io/v1alpha1/applicationsets")
 	monitors := filepath.Join(prometheusOperator(t), "example/prometheus-operator-crd/monitoring.coreos.com_")
 	for _, kind := range []string{"servicemonitors", "prometheusrules"} {
 		c.define(t, monitors+kind+".yaml", "/apis/monitoring.coreos.com/v1/"+kind)
