@@ -234,7 +234,8 @@ func (h *history) own(ctx context.Context, dir string) ([]left, error) {
 	}
 	n := 0
 	for c := range h.ours() {
-		if n++; n > maxOwn {
+		parent := h.parent(c)
+		if n++; n > maxOwn || parent == nil && len(c.Parents) > 0 { // further back than what was read
 			break
 		}
 		now, err := lockText(ctx, c, dir)
@@ -242,7 +243,7 @@ func (h *history) own(ctx context.Context, dir string) ([]left, error) {
 			return nil, err
 		}
 		var before []byte
-		if parent := h.parent(c); parent != nil {
+		if parent != nil {
 			if before, err = lockText(ctx, parent, dir); err != nil {
 				return nil, err
 			}
@@ -324,7 +325,7 @@ func (h *history) cause(ctx context.Context, dir string, p lock.Pin, last string
 }
 
 // unaware reports whether a merge brought the pin from a branch that did not know of the companion's last commit: nobody
-// took anything back there.
+// took anything back there. Where that commit is further back than what was read, none is known to be unaware.
 func (h *history) unaware(ctx context.Context, merge *gitrepo.Commit, dir string, p lock.Pin, last string) (bool, error) {
 	if h.find(last) == nil {
 		return false, nil

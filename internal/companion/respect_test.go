@@ -137,15 +137,34 @@ func TestReset(t *testing.T) {
 	wantHold(t, f.repo, server, 3, 0, "")
 }
 
+// manyCommits is a git alias that adds commits to main which change nothing.
+const manyCommits = `!at=$(git rev-parse main); for i in $(seq 500); do at=$(git commit-tree -p $at -m $i "main^{tree}"); done; git update-ref refs/heads/main $at`
+
 // TestLongAgo: what the companion last committed may lie further back than it reads.
 func TestLongAgo(t *testing.T) {
 	t.Parallel()
 	f := adopted(t)
 	revert(t, f.repo, "main")
-	many := `!at=$(git rev-parse main); for i in $(seq 500); do at=$(git commit-tree -p $at -m $i "main^{tree}"); done; git update-ref refs/heads/main $at`
-	f.repo.Git(t, "-c", "alias.many="+many, "many")
+	f.repo.Git(t, "-c", "alias.many="+manyCommits, "many")
 	once(t, f.restarted(t).Companion, 1)
 	wantHold(t, f.repo, server, 1, 2, "changed by hand")
+}
+
+// TestMergedLongAfter: nor does a revert by a pull request excuse itself then, which does not show that it knew of it.
+func TestMergedLongAfter(t *testing.T) {
+	t.Parallel()
+	f := adopted(t)
+	ours := f.repo.Git(t, "rev-parse", "main")
+	f.repo.Git(t, "-c", "alias.many="+strings.Replace(manyCommits, "500", "501", 1), "many")
+	c := f.repo.Clone(t, "main")
+	c.Git(t, "checkout", "--quiet", "-b", "undo")
+	c.Git(t, "revert", "--no-edit", ours)
+	c.Git(t, "checkout", "--quiet", "main")
+	c.Git(t, "merge", "--quiet", "--no-ff", "--message", "Merge pull request #8 from team/undo", "undo")
+	c.Git(t, "push", "--quiet", "origin", "HEAD:refs/heads/main")
+	by := c.Git(t, "rev-parse", "HEAD")
+	once(t, f.restarted(t).Companion, 1)
+	wantHold(t, f.repo, server, 1, 2, "changed by hand in "+by[:7]+" by A Person")
 }
 
 // TestHandEdit: a digest that a person writes stays, until the tag moves on.

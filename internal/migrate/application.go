@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,7 +55,7 @@ func (a *application) warn(check, fix, format string, args ...any) {
 }
 
 // prepare plans for an Application by itself. Stays is why it is left alone.
-func (p *planner) prepare(a *application) (stays string, err error) {
+func (p *planner) prepare(ctx context.Context, a *application) (stays string, err error) {
 	a.edits = map[*document]string{}
 	if stays := a.unsuited(); stays != "" {
 		return stays, nil
@@ -70,7 +71,7 @@ func (p *planner) prepare(a *application) (stays string, err error) {
 	a.explain()
 	var common []string
 	for i := range a.overlays {
-		images, err := p.overlay(a, &a.overlays[i])
+		images, err := p.overlay(ctx, a, &a.overlays[i])
 		if err != nil {
 			return "", err
 		}
@@ -155,7 +156,7 @@ func (a *application) targetsOverlay() bool {
 
 // overlay plans for one directory: the digests that Image Updater wrote there become pins. It returns the image overrides
 // that are still needed.
-func (p *planner) overlay(a *application, o *overlay) ([]string, error) {
+func (p *planner) overlay(ctx context.Context, a *application, o *overlay) ([]string, error) {
 	kustomizationFile := kustomization(o.show)
 	if kustomizationFile == "" {
 		return nil, fault.New(fault.NoKustomization, "point the Application at an overlay", "no kustomization, or several, in %s", o.show)
@@ -171,7 +172,7 @@ func (p *planner) overlay(a *application, o *overlay) ([]string, error) {
 		}
 	}
 	o.from = from
-	overrides := p.overrides(a, o, images)
+	overrides := p.overrides(ctx, a, o, images)
 	if err := p.kustomization(a, o, kustomizationFile); err != nil {
 		return nil, err
 	}
@@ -264,14 +265,14 @@ func single(name string) (*document, error) {
 }
 
 // overrides turns Argo CD's image overrides into pins and those overrides that the overlay still needs.
-func (p *planner) overrides(a *application, o *overlay, images []string) (out []string) {
+func (p *planner) overrides(ctx context.Context, a *application, o *overlay, images []string) (out []string) {
 	var rendered []plugin.Row
 	var failed error
 	if len(images) > 0 {
 		var e plugin.Explanation
 		settings := plugin.Defaults()
 		settings.Mode = plugin.Locked
-		e, failed = plugin.Render{Dir: o.show, Settings: settings}.Explain(p.ctx)
+		e, failed = plugin.Render{Dir: o.show, Settings: settings}.Explain(ctx)
 		rendered = e.Rows
 	}
 	for _, text := range images {

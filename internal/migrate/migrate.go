@@ -32,7 +32,6 @@ const maxFile = 4 << 20
 type Plan struct {
 	Findings []Finding
 	Changes  []Change // sorted so that locks come before what needs them
-	Moved    int      // Applications and ApplicationSets
 }
 
 // Finding is one line about one thing. Err is set where something is wrong; Warn where something is left to people.
@@ -51,7 +50,7 @@ type Change struct {
 // New plans for the checkouts in dirs. Pins that it seeds are of the time now. Errors are about dirs and ctx; all else is
 // a finding.
 func New(ctx context.Context, dirs []string, now time.Time) (*Plan, error) {
-	p := &planner{ctx: ctx, now: now, locks: map[string]*lock.Document{}, shown: map[string]string{}, changed: map[string][]byte{}, files: map[string]*file{}}
+	p := &planner{now: now, locks: map[string]*lock.Document{}, shown: map[string]string{}, changed: map[string][]byte{}, files: map[string]*file{}}
 	for _, dir := range dirs {
 		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 			return nil, fault.New(fault.MigrateFile, "give the directory of a checkout", "%s is not a directory that can be read", dir)
@@ -59,16 +58,15 @@ func New(ctx context.Context, dirs []string, now time.Time) (*Plan, error) {
 		p.checkouts = append(p.checkouts, newCheckout(dir))
 	}
 	for _, dir := range dirs {
-		if err := p.walk(dir); err != nil {
+		if err := p.walk(ctx, dir); err != nil {
 			return nil, err
 		}
 	}
-	p.plan()
+	p.plan(ctx)
 	return p.result(), ctx.Err()
 }
 
 type planner struct {
-	ctx       context.Context
 	now       time.Time
 	checkouts []checkout
 	files     map[string]*file // by absolute path
@@ -78,16 +76,15 @@ type planner struct {
 	shown     map[string]string         // the same directories for people
 	changed   map[string][]byte         // by path, nil for gone
 	findings  []Finding
-	moved     int
 }
 
 func (p *planner) add(f Finding) { p.findings = append(p.findings, f) }
 
 // walk reads what is below dir. It follows no links.
-func (p *planner) walk(dir string) error {
+func (p *planner) walk(ctx context.Context, dir string) error {
 	return filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
-		if p.ctx.Err() != nil {
-			return context.Cause(p.ctx)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		if err != nil {
 			p.add(Finding{Of: name, Check: "file", Err: fault.New(fault.MigrateFile, "let this user read it", "%w", err)})
@@ -180,10 +177,10 @@ func newApplication(d *document, kind string) *application {
 }
 
 // plan decides about each Application, then about all of them together.
-func (p *planner) plan() {
+func (p *planner) plan(ctx context.Context) {
 	for _, a := range p.apps {
 		if a.err = p.configure(a); a.err == nil && a.updater != nil {
-			a.stays, a.err = p.prepare(a)
+			a.stays, a.err = p.prepare(ctx, a)
 		}
 	}
 	for again := true; again; {
@@ -206,7 +203,6 @@ func (p *planner) plan() {
 		case a.stays != "":
 			p.add(Finding{Of: a.of, Check: "left alone", Warn: true, Text: a.stays, Fix: a.fix})
 		default:
-			p.moved++
 			p.findings = append(p.findings, a.findings...)
 		}
 	}
@@ -404,7 +400,7 @@ func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys
 
 // result returns the plan: locks first, so that no reader of a half written checkout finds the plugin without its lock.
 func (p *planner) result() *Plan {
-	out := &Plan{Findings: p.findings, Moved: p.moved}
+	out := &Plan{Findings: p.findings}
 	for _, dir := range slices.Sorted(maps.Keys(p.locks)) {
 		out.Changes = append(out.Changes, Change{filepath.Join(p.shown[dir], lock.FileName), p.locks[dir].Format()})
 	}
