@@ -35,6 +35,7 @@ type argo struct {
 	syncs  sync.WaitGroup
 
 	forges *forgeFlags
+	binary gitrepo.Binary
 
 	mu   sync.Mutex
 	open map[string]opened // by URL and project
@@ -93,6 +94,7 @@ func (a *argo) Open(_ context.Context, repoURL, project string) (companion.Repos
 	if creds.Insecure {
 		a.log.Warn("certificates and host keys of this repository are not verified, as its secret says", "secret", creds.Source)
 	}
+	auth.Binary = a.binary
 	remote, err := gitrepo.Open(repoURL, auth)
 	if err != nil {
 		return none, err

@@ -70,6 +70,7 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	flags.StringVar(&creds.keyFile, "ssh-key-file", "", "file with the private key for ssh")
 	flags.StringVar(&creds.knownHostsFile, "ssh-known-hosts-file", "", "known_hosts file; a server that is not in it is refused")
 	flags.StringVar(&creds.caFile, "git-ca-file", "", "PEM bundle of authorities to trust for https beside the system's")
+	flags.TextVar(&creds.binary, "git-binary", gitrepo.BinaryAuto, "when to run git, 2.29 or newer: auto, for repositories with SHA-256 object names alone; always, for a server that does not get on with this program's own transport; never")
 	if _, err := flags.Parse(env, args, 0); err != nil {
 		return err
 	}
@@ -100,6 +101,11 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	if _, err := api.NewClient(*resolver, ""); err != nil {
 		return cli.Usage("for example: --resolver http://digestlock-resolver:8085", "--resolver: %w", err)
 	}
+	if creds.binary == gitrepo.BinaryAlways {
+		if err := gitrepo.FindGit(); err != nil {
+			return fmt.Errorf("--git-binary: %w", err)
+		}
+	}
 	auth, err := creds.read()
 	if err != nil {
 		return err
@@ -128,7 +134,7 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	}
 	defer stop()
 	if cluster != nil {
-		cluster.forges = &forges
+		cluster.forges, cluster.binary = &forges, creds.binary
 		options.Cluster, options.DefaultMode = cluster, kube.mode
 	}
 	c := companion.New(options)
@@ -267,6 +273,7 @@ func splitBranch(spec string) (url, branch string, restricted bool) {
 
 type credentials struct {
 	username, passwordFile, tokenFile, keyFile, knownHostsFile, caFile string
+	binary                                                             gitrepo.Binary
 }
 
 func (c credentials) read() (gitrepo.Auth, error) {
@@ -286,6 +293,7 @@ func (c credentials) read() (gitrepo.Auth, error) {
 		SSHKey:     []byte(read("ssh-key-file", c.keyFile)),
 		KnownHosts: []byte(read("ssh-known-hosts-file", c.knownHostsFile)),
 		CA:         []byte(read("git-ca-file", c.caFile)),
+		Binary:     c.binary,
 	}, problem
 }
 

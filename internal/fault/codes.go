@@ -74,6 +74,7 @@ const (
 	GitBranch      Code = "git-branch"
 	GitRefused     Code = "git-refused" // a push that a rule of the server forbids
 	GitUnavailable Code = "git-unavailable"
+	GitBinary      Code = "git-binary"  // what only the git binary can do, which is missing or not to be used
 	GitHistory     Code = "git-history" // of a checkout, that cannot be read
 )
 

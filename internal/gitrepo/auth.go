@@ -33,6 +33,9 @@ type Auth struct {
 	// golang.org/x/net/http/httpproxy reads it; this machine always is.
 	Proxy, NoProxy string
 
+	// Binary says when git, the program, is used. "" is BinaryAuto.
+	Binary Binary
+
 	// Insecure lets any server, and any https proxy, pass for the right one: neither certificates nor host keys are
 	// verified. It is for Argo CD's setting of that name.
 	Insecure bool
@@ -76,20 +79,20 @@ func (a Auth) login(s *secrets) login {
 	return func(context.Context) (transport.AuthMethod, error) { return fixed, nil }
 }
 
-func (r *Remote) uploadPack(ctx context.Context, ep *transport.Endpoint) (transport.UploadPackSession, error) {
+func (r *Remote) uploadPack(ctx context.Context, ep *transport.Endpoint, known *names) (transport.UploadPackSession, error) {
 	auth, err := r.authMethod(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return r.transport.NewUploadPackSession(ep, auth)
+	return r.transport(known).NewUploadPackSession(ep, auth)
 }
 
-func (r *Remote) receivePack(ctx context.Context, ep *transport.Endpoint) (transport.ReceivePackSession, error) {
+func (r *Remote) receivePack(ctx context.Context, ep *transport.Endpoint, known *names) (transport.ReceivePackSession, error) {
 	auth, err := r.authMethod(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return r.transport.NewReceivePackSession(ep, auth)
+	return r.transport(known).NewReceivePackSession(ep, auth)
 }
 
 func (r *Remote) authMethod(ctx context.Context) (transport.AuthMethod, error) {

@@ -1,7 +1,6 @@
 package gitrepo
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -13,7 +12,6 @@ import (
 	"unicode"
 
 	"github.com/go-git/go-git/v5/plumbing"
-	"github.com/go-git/go-git/v5/plumbing/protocol/packp"
 	"github.com/go-git/go-git/v5/plumbing/transport"
 	"github.com/skeema/knownhosts"
 
@@ -55,8 +53,8 @@ func (r *Remote) explain(ctx context.Context, doing string, err error) error {
 		return fault.New(fault.GitAccess, "check the URL, and that the key may see the repository", "%s: the server refused: %s", doing, r.clean(exit.words))
 	case errors.Is(err, transport.ErrEmptyRemoteRepository):
 		return fault.New(fault.GitBranch, "push a first commit", "%s: the repository is empty: %w", doing, ErrBranch)
-	case errors.Is(err, errFormat) || isSHA256(err):
-		return fault.New(fault.GitURL, "use a repository with SHA-1 object names", "%s: %w", doing, errFormat)
+	case errors.Is(err, errFormat):
+		return fault.New(fault.GitBinary, "start digestlock-companion with --git-binary=auto; elsewhere, use a repository with SHA-1 object names", "%s: %w", doing, errFormat)
 	case errors.Is(err, errRedirect):
 		return fault.New(fault.GitURL, "use the address that the server redirects to", "%s: %w", doing, errRedirect)
 	case errors.Is(err, errHostKey):
@@ -111,12 +109,6 @@ func isDown(err error) bool {
 func isAlert(err error) bool {
 	op, ok := errors.AsType[*net.OpError](err)
 	return ok && op.Op == "remote error" // how crypto/tls names an alert of the other side
-}
-
-// isSHA256 looks into a listing of refs that go-git could not decode for the reason.
-func isSHA256(err error) bool {
-	e, ok := errors.AsType[*packp.ErrUnexpectedData](err)
-	return ok && bytes.Contains(e.Data, []byte("object-format=sha256"))
 }
 
 var userinfo = regexp.MustCompile(`(://)[^/@\s]+@`)

@@ -169,7 +169,11 @@ func TestMissingRepository(t *testing.T) {
 
 func TestBranches(t *testing.T) {
 	t.Parallel()
-	server := gittest.HTTPS(t)
+	eachBackend(t, testBranches)
+}
+
+func testBranches(t *testing.T, https starter) {
+	server := https(t)
 	repo := server.Create(t, "repo.git", seed())
 	tip := repo.Commit(t, "team/feature", map[string]string{"README.md": "feature\n"})
 	repo.Git(t, "tag", "-a", "-m", "x", "v1.0", "main")
@@ -204,15 +208,18 @@ func TestBranches(t *testing.T) {
 
 func TestSHA256(t *testing.T) {
 	t.Parallel()
-	server := gittest.HTTPS(t)
-	repo := server.CreateSHA256(t, "repo.git")
+	server := gittest.HTTPS(t, gittest.SHA256())
+	server.Auth.Binary = gitrepo.BinaryNever
+	repo := server.Create(t, "repo.git", seed())
 	_, err := open(t, repo.URL, server.Auth).Read(t.Context(), "main")
-	check(t, "sha256", err, "the repository uses SHA-256 object names", "use a repository with SHA-1")
+	check(t, "sha256", err, "the repository uses SHA-256 object names", "start digestlock-companion with --git-binary=auto")
 }
 
 func TestProtectedBranch(t *testing.T) {
 	t.Parallel()
-	for name, start := range map[string]func(*testing.T) *gittest.Server{"https": servers["https"], "ssh": servers["ssh"]} {
+	for name, start := range map[string]func(*testing.T) *gittest.Server{
+		"https": servers["https"], "ssh": servers["ssh"], "sha256": servers["sha256"], "sha256, ssh": servers["sha256, ssh"], "git, https": servers["git, https"],
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := start(t)
@@ -234,7 +241,11 @@ func TestProtectedBranch(t *testing.T) {
 // TestMovedWhilePushing: the branch moves after the client has looked, so that only the server can notice.
 func TestMovedWhilePushing(t *testing.T) {
 	t.Parallel()
-	server := gittest.HTTPS(t)
+	eachBackend(t, testMovedWhilePushing)
+}
+
+func testMovedWhilePushing(t *testing.T, https starter) {
+	server := https(t)
 	repo := server.Create(t, "repo.git", seed())
 	other := repo.Commit(t, "other", map[string]string{"README.md": "theirs\n"})
 	repo.Hook(t, "pre-receive", `unset GIT_QUARANTINE_PATH; read old new ref; test "$new" = `+other+` || git update-ref refs/heads/main `+other)
@@ -250,7 +261,11 @@ func TestMovedWhilePushing(t *testing.T) {
 // TestAnswerLost: the push took place, and the connection broke before the server could say so.
 func TestAnswerLost(t *testing.T) {
 	t.Parallel()
-	server := gittest.HTTPS(t, gittest.Wrap(func(next http.Handler) http.Handler {
+	eachBackend(t, testAnswerLost)
+}
+
+func testAnswerLost(t *testing.T, https starter) {
+	server := https(t, gittest.Wrap(func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if !strings.HasSuffix(r.URL.Path, "/git-receive-pack") {
 				next.ServeHTTP(w, r)
@@ -305,9 +320,13 @@ func TestServerDown(t *testing.T) {
 // TestSilentServer: each step of a conversation in which the server stops talking.
 func TestSilentServer(t *testing.T) {
 	t.Parallel()
+	eachBackend(t, testSilentServer)
+}
+
+func testSilentServer(t *testing.T, https starter) {
 	var silent atomic.Value
 	silent.Store("none")
-	server := gittest.HTTPS(t, gittest.Wrap(func(next http.Handler) http.Handler {
+	server := https(t, gittest.Wrap(func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if strings.Contains(r.URL.String(), silent.Load().(string)) {
 				gittest.Silent().ServeHTTP(w, r)

@@ -77,7 +77,7 @@ func (s *Snapshot) fetchBlobs(ctx context.Context, blobs []plumbing.Hash) error 
 
 func (s *Snapshot) fetchAnew(ctx context.Context, req *packp.UploadPackRequest, maxObject int64) error {
 	ep := s.endpoint
-	session, err := s.remote.uploadPack(ctx, &ep)
+	session, err := s.remote.uploadPack(ctx, &ep, s.names)
 	if err != nil {
 		return err
 	}
@@ -114,6 +114,9 @@ func (s *Snapshot) lean(req *packp.UploadPackRequest) {
 
 // fetch adds the answer to req to s's objects.
 func (s *Snapshot) fetch(ctx context.Context, session transport.UploadPackSession, req *packp.UploadPackRequest, maxObject int64) error {
+	if s.byGit() {
+		return s.fetchByGit(ctx, req, maxObject)
+	}
 	res, err := session.UploadPack(ctx, req)
 	if err != nil {
 		return err
@@ -171,14 +174,22 @@ func weigh(pack []byte, maxObject, maxTotal int64) error {
 		if h.Type.IsDelta() {
 			size = max(size, start.target())
 		}
-		total += size
-		if maxObject < maxTotal && size > maxObject {
-			return errTooLarge
+		if err := bounded(size, &total, maxObject, maxTotal); err != nil {
+			return err
 		}
-		if total > maxTotal {
-			return fault.New(fault.TooLarge, "let the Git server offer filters (uploadpack.allowFilter), or use a smaller repository",
-				"the repository inflates to more than %d bytes", maxTotal)
-		}
+	}
+	return nil
+}
+
+// bounded adds an object's size to total. It returns an error where weigh does.
+func bounded(size int64, total *int64, maxObject, maxTotal int64) error {
+	*total += size
+	if maxObject < maxTotal && size > maxObject {
+		return errTooLarge
+	}
+	if *total > maxTotal {
+		return fault.New(fault.TooLarge, "let the Git server offer filters (uploadpack.allowFilter), or use a smaller repository",
+			"the repository inflates to more than %d bytes", maxTotal)
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ func TestForget(t *testing.T) {
 			r.remember(&Snapshot{branch: plumbing.NewBranchReferenceName(branch)})
 		}
 		cached := func(branch string) bool {
-			return r.cached(plumbing.NewBranchReferenceName(branch), plumbing.ZeroHash, plumbing.ZeroHash) != nil
+			return r.cached(plumbing.NewBranchReferenceName(branch), plumbing.ZeroHash, plumbing.ZeroHash, &names{}) != nil
 		}
 		read("preview")
 		r.refused = map[plumbing.ReferenceName]error{plumbing.NewBranchReferenceName("preview"): errors.New("no marks")}

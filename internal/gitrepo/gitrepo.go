@@ -3,7 +3,8 @@
 // It speaks to the remote through go-git's transport layer: the tip and its trees are fetched without file contents
 // where the server can do that, trees are edited in memory, and the new objects are pushed by compare-and-swap on the
 // tip that was read. No repository is kept on disk and nothing is ever forced; only a branch that [Change.Onto] names
-// may move sideways. TLS certificates and SSH host keys are verified, unless [Auth] says Insecure.
+// may move sideways. What go-git cannot do, git does ([Binary]): it moves the packs, to and from an empty repository that
+// lives for one command, and all the rest stays as it is. TLS certificates and SSH host keys are verified, unless [Auth] says Insecure.
 package gitrepo
 
 import (
@@ -11,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -53,13 +56,17 @@ const forgotten = time.Hour
 type Remote struct {
 	name      string // for people: never holds credentials
 	secrets   secrets
-	transport transport.Transport
+	transport func(*names) transport.Transport
+	bridge    func(ctx context.Context, service string, s *Snapshot) (*link, error)
+	client    *http.Client // for http
 	login     login
 	endpoint  transport.Endpoint
+	binary    Binary
 
 	mu      sync.Mutex // guards what follows
 	last    map[plumbing.ReferenceName]reading
 	refused map[plumbing.ReferenceName]error // marks, by branch
+	sha256  bool                             // the kind of names, once refs were listed
 }
 
 type reading struct {
@@ -97,7 +104,7 @@ func (r *Remote) Read(ctx context.Context, branch string) (*Snapshot, error) {
 func (r *Remote) Own(ctx context.Context, branch string) (*Snapshot, error) {
 	s, err := r.Read(ctx, branch)
 	if errors.Is(err, ErrBranch) {
-		s, err = newSnapshot(r, plumbing.NewBranchReferenceName(branch), plumbing.ZeroHash, capability.NewList()), nil
+		s, err = newSnapshot(r, plumbing.NewBranchReferenceName(branch), plumbing.ZeroHash, capability.NewList(), &names{sha256: r.hasLongNames()}), nil
 		s.endpoint = r.endpoint
 	}
 	if err != nil {
@@ -111,7 +118,8 @@ func (r *Remote) Own(ctx context.Context, branch string) (*Snapshot, error) {
 // read returns a nil snapshot when it fails before there is a tip to fetch, and the snapshot with the error after.
 func (r *Remote) read(ctx context.Context, branch string) (*Snapshot, error) {
 	ep := r.endpoint // go-git rewrites the endpoint of a session after a redirect
-	session, refs, err := r.advertised(ctx, &ep)
+	known := &names{}
+	session, refs, err := r.advertised(ctx, &ep, known)
 	if err != nil {
 		return nil, err
 	}
@@ -121,10 +129,10 @@ func (r *Remote) read(ctx context.Context, branch string) (*Snapshot, error) {
 		return nil, err
 	}
 	mark := refs.References[markName(name).String()]
-	if s := r.cached(name, tip, mark); s != nil {
+	if s := r.cached(name, tip, mark, known); s != nil {
 		return s, nil
 	}
-	s := newSnapshot(r, name, tip, refs.Capabilities)
+	s := newSnapshot(r, name, tip, refs.Capabilities, known)
 	s.endpoint, s.mark = ep, mark
 	if err := s.load(ctx, session); err != nil {
 		return s, err
@@ -143,16 +151,16 @@ func (r *Remote) remember(s *Snapshot) {
 	maps.DeleteFunc(r.refused, func(branch plumbing.ReferenceName, _ error) bool { return r.last[branch].Snapshot == nil })
 }
 
-// advertised opens a session and returns what the server has. It changes ep where the server redirects. The caller closes
-// the session.
-func (r *Remote) advertised(ctx context.Context, ep *transport.Endpoint) (transport.UploadPackSession, *packp.AdvRefs, error) {
-	session, err := r.uploadPack(ctx, ep)
+// advertised opens a session and returns what the server has, whose names known learns. It changes ep where the server
+// redirects. The caller closes the session.
+func (r *Remote) advertised(ctx context.Context, ep *transport.Endpoint, known *names) (transport.UploadPackSession, *packp.AdvRefs, error) {
+	session, err := r.uploadPack(ctx, ep, known)
 	if err != nil {
 		return nil, nil, err
 	}
 	refs, err := session.AdvertisedReferencesContext(ctx)
 	if err == nil {
-		err = checkFormat(refs.Capabilities)
+		err = r.checkFormat(refs.Capabilities, known)
 	}
 	if err != nil {
 		_ = session.Close()
@@ -161,7 +169,7 @@ func (r *Remote) advertised(ctx context.Context, ep *transport.Endpoint) (transp
 	return session, refs, nil
 }
 
-func (r *Remote) cached(name plumbing.ReferenceName, tip, mark plumbing.Hash) *Snapshot {
+func (r *Remote) cached(name plumbing.ReferenceName, tip, mark plumbing.Hash, known *names) *Snapshot {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.last[name].Snapshot
@@ -170,7 +178,7 @@ func (r *Remote) cached(name plumbing.ReferenceName, tip, mark plumbing.Hash) *S
 	}
 	if s.mark != mark {
 		elsewhere := *s
-		elsewhere.mark = mark
+		elsewhere.mark = elsewhere.names.short(known.whole(mark))
 		s = &elsewhere
 	}
 	r.remember(s)
@@ -180,7 +188,7 @@ func (r *Remote) cached(name plumbing.ReferenceName, tip, mark plumbing.Hash) *S
 // where asks the server of s where a branch and its mark are now; the zero hash means that there is none.
 func (r *Remote) where(ctx context.Context, s *Snapshot, name plumbing.ReferenceName) (branch, mark plumbing.Hash, err error) {
 	ep := s.endpoint
-	session, err := r.uploadPack(ctx, &ep)
+	session, err := r.uploadPack(ctx, &ep, s.names)
 	if err != nil {
 		return plumbing.ZeroHash, plumbing.ZeroHash, err
 	}
@@ -221,7 +229,7 @@ func resolve(refs *packp.AdvRefs, branch string) (plumbing.ReferenceName, plumbi
 	if _, ok := refs.References[plumbing.NewTagReferenceName(strings.TrimPrefix(branch, "refs/tags/")).String()]; ok {
 		return "", plumbing.ZeroHash, fault.New(fault.GitBranch, "target a branch; commits cannot be added to a tag", "%q is a tag: %w", branch, ErrBranch)
 	}
-	if plumbing.IsHash(branch) {
+	if isName(branch) {
 		return "", plumbing.ZeroHash, fault.New(fault.GitBranch, "target a branch; commits cannot be added to a fixed commit", "%q is a commit: %w", branch, ErrBranch)
 	}
 	return "", plumbing.ZeroHash, fault.New(fault.GitBranch, "create the branch, or name one that exists", "branch %q: %w", name.Short(), ErrBranch)
@@ -239,13 +247,22 @@ func defaultBranch(refs *packp.AdvRefs) (plumbing.ReferenceName, error) {
 // errFormat: go-git knows only SHA-1 object names.
 var errFormat = errors.New("the repository uses SHA-256 object names")
 
-func checkFormat(caps *capability.List) error {
-	for _, format := range caps.Get("object-format") {
-		if format != "sha1" {
-			return errFormat
-		}
+func (r *Remote) checkFormat(caps *capability.List, known *names) error {
+	known.sha256 = slices.Contains(caps.Get("object-format"), "sha256")
+	r.mu.Lock()
+	r.sha256 = known.sha256
+	r.mu.Unlock()
+	if known.sha256 && r.binary == BinaryNever {
+		return errFormat
 	}
 	return nil
+}
+
+// hasLongNames reports what was found out when the refs were last listed.
+func (r *Remote) hasLongNames() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sha256
 }
 
 // deadline bounds one call of ours within ctx.

@@ -90,7 +90,38 @@ var servers = map[string]func(*testing.T) *gittest.Server{
 	"ssh":              func(t *testing.T) *gittest.Server { return gittest.SSH(t) },
 	"ssh, no anything": func(t *testing.T) *gittest.Server { return gittest.SSH(t, gittest.NoFilter(), gittest.NoWant()) },
 	"ssh, tip wants":   func(t *testing.T) *gittest.Server { return gittest.SSH(t, gittest.NoWant(), tipWants) },
+
+	"sha256":      func(t *testing.T) *gittest.Server { return gittest.HTTPS(t, gittest.SHA256()) },
+	"sha256, ssh": func(t *testing.T) *gittest.Server { return gittest.SSH(t, gittest.SHA256()) },
+	"git, https":  func(t *testing.T) *gittest.Server { return gittest.HTTPS(t, gittest.ByGit()) },
+	"sha256, no anything": func(t *testing.T) *gittest.Server {
+		return gittest.HTTPS(t, gittest.Bearer("s3cret"), gittest.SHA256(), gittest.NoFilter(), gittest.NoWant())
+	},
+	"git, ssh, no anything": func(t *testing.T) *gittest.Server {
+		return gittest.SSH(t, gittest.ByGit(), gittest.NoFilter(), gittest.NoWant())
+	},
 }
+
+// starter starts a server, as gittest.HTTPS does.
+type starter = func(testing.TB, ...gittest.Option) *gittest.Server
+
+// eachBackend runs a test with packs that go-git moves, and with those that git does, under long names.
+func eachBackend(t *testing.T, test func(*testing.T, starter)) {
+	for name, option := range map[string]gittest.Option{"go-git": nil, "sha256": gittest.SHA256()} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, func(t testing.TB, options ...gittest.Option) *gittest.Server {
+				if option != nil {
+					options = append(options, option)
+				}
+				return gittest.HTTPS(t, options...)
+			})
+		})
+	}
+}
+
+// byGit reports whether a server of eachBackend is one whose packs git moves.
+func byGit(s *gittest.Server) bool { return s.Auth.Binary == gitrepo.BinaryAlways || s.SHA256() }
 
 var (
 	tipWants       = gittest.Config("uploadpack.allowTipSHA1InWant=true")
@@ -189,7 +220,11 @@ func readFiles(t *testing.T, s *gitrepo.Snapshot, paths ...string) map[string]st
 
 func TestModesAndOrder(t *testing.T) {
 	t.Parallel()
-	server := gittest.HTTPS(t)
+	eachBackend(t, testModesAndOrder)
+}
+
+func testModesAndOrder(t *testing.T, https starter) {
+	server := https(t)
 	repo := server.Create(t, "repo.git", seed())
 	w := repo.Clone(t, "main")
 	w.Write(t, "apps/a/run.sh", "echo 1\n")
@@ -214,7 +249,11 @@ func TestModesAndOrder(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	t.Parallel()
-	server := gittest.HTTPS(t)
+	eachBackend(t, testNames)
+}
+
+func testNames(t *testing.T, https starter) {
+	server := https(t)
 	s := read(t, open(t, server.Create(t, "repo.git", seed()).URL, server.Auth), "")
 	for dir, want := range map[string][]string{"": {"README.md", "apps"}, ".": {"README.md", "apps"}, "apps/deep": {"er"}} {
 		got, err := s.Names(dir)
@@ -231,7 +270,11 @@ func TestNames(t *testing.T) {
 
 func TestDelete(t *testing.T) {
 	t.Parallel()
-	server := gittest.HTTPS(t)
+	eachBackend(t, testDelete)
+}
+
+func testDelete(t *testing.T, https starter) {
+	server := https(t)
 	repo := server.Create(t, "repo.git", seed())
 	r := open(t, repo.URL, server.Auth)
 	s := read(t, r, "")
@@ -255,7 +298,11 @@ func TestDelete(t *testing.T) {
 // TestRefused: what a person with access to the repository could lay out to make us read or write elsewhere.
 func TestRefused(t *testing.T) {
 	t.Parallel()
-	server := gittest.HTTPS(t)
+	eachBackend(t, testRefused)
+}
+
+func testRefused(t *testing.T, https starter) {
+	server := https(t)
 	repo := server.Create(t, "repo.git", seed())
 	w := repo.Clone(t, "main")
 	for link, target := range map[string]string{"apps/a/link.yaml": "lock.yaml", "apps/link": "a"} {
@@ -312,7 +359,7 @@ func gittestBlob(t *testing.T, w *gittest.Clone, content string) string {
 
 func TestTooLarge(t *testing.T) {
 	t.Parallel()
-	for name, start := range map[string]func(*testing.T) *gittest.Server{"https": servers["https"], "no filter": servers["no filter"], "no blob wants": servers["no blob wants"]} {
+	for name, start := range map[string]func(*testing.T) *gittest.Server{"https": servers["https"], "no filter": servers["no filter"], "no blob wants": servers["no blob wants"], "sha256": servers["sha256"], "git, ssh, no anything": servers["git, ssh, no anything"]} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := start(t)
@@ -336,7 +383,9 @@ func TestTooLarge(t *testing.T) {
 
 func TestMoved(t *testing.T) {
 	t.Parallel()
-	for name, start := range map[string]func(*testing.T) *gittest.Server{"https": servers["https"], "ssh": servers["ssh"]} {
+	for name, start := range map[string]func(*testing.T) *gittest.Server{
+		"https": servers["https"], "ssh": servers["ssh"], "sha256": servers["sha256"], "sha256, ssh": servers["sha256, ssh"], "git, https": servers["git, https"],
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := start(t)
@@ -375,7 +424,11 @@ func TestMoved(t *testing.T) {
 // TestMovedAndCollected: the commit that was read is gone from the server before its files were.
 func TestMovedAndCollected(t *testing.T) {
 	t.Parallel()
-	server := gittest.HTTPS(t)
+	eachBackend(t, testMovedAndCollected)
+}
+
+func testMovedAndCollected(t *testing.T, https starter) {
+	server := https(t)
 	repo := server.Create(t, "repo.git", seed())
 	s := read(t, open(t, repo.URL, server.Auth), "main")
 	w := repo.Clone(t, "main")
@@ -390,7 +443,11 @@ func TestMovedAndCollected(t *testing.T) {
 
 func TestNoChange(t *testing.T) {
 	t.Parallel()
-	server := gittest.HTTPS(t)
+	eachBackend(t, testNoChange)
+}
+
+func testNoChange(t *testing.T, https starter) {
+	server := https(t)
 	repo := server.Create(t, "repo.git", seed())
 	s := read(t, open(t, repo.URL, server.Auth), "main")
 	before := server.Requests()
@@ -408,7 +465,11 @@ func TestNoChange(t *testing.T) {
 
 func TestSignature(t *testing.T) {
 	t.Parallel()
-	server := gittest.HTTPS(t)
+	eachBackend(t, testSignature)
+}
+
+func testSignature(t *testing.T, https starter) {
+	server := https(t)
 	repo := server.Create(t, "repo.git", seed())
 	s := read(t, open(t, repo.URL, server.Auth), "main")
 	c := change("subject\n\nbody\nends \n\n", map[string]string{"README.md": "x"})
@@ -431,11 +492,15 @@ func TestSignature(t *testing.T) {
 // TestConcurrentWriters: eight writers of their own lock file and of one shared file lose nothing.
 func TestConcurrentWriters(t *testing.T) {
 	t.Parallel()
+	eachBackend(t, testConcurrentWriters)
+}
+
+func testConcurrentWriters(t *testing.T, https starter) {
 	writers, commits := 8, 5
-	if testing.Short() {
+	server := https(t)
+	if testing.Short() || byGit(server) { // which is slow
 		writers, commits = 3, 2
 	}
-	server := gittest.HTTPS(t)
 	files := map[string]string{"shared": "0"}
 	for i := range writers {
 		files[fmt.Sprintf("app%d/lock", i)] = "0"
@@ -499,7 +564,11 @@ func count(t *testing.T, r *gitrepo.Remote, name, value string) {
 
 func TestConcurrentUseOfOneRemote(t *testing.T) {
 	t.Parallel()
-	server := gittest.HTTPS(t)
+	eachBackend(t, testConcurrentUseOfOneRemote)
+}
+
+func testConcurrentUseOfOneRemote(t *testing.T, https starter) {
+	server := https(t)
 	repo := server.Create(t, "repo.git", seed())
 	r := open(t, repo.URL, server.Auth)
 	var wg sync.WaitGroup
@@ -525,7 +594,11 @@ func TestConcurrentUseOfOneRemote(t *testing.T) {
 
 func TestCancelled(t *testing.T) {
 	t.Parallel()
-	server := gittest.HTTPS(t)
+	eachBackend(t, testCancelled)
+}
+
+func testCancelled(t *testing.T, https starter) {
+	server := https(t)
 	repo := server.Create(t, "repo.git", seed())
 	r := open(t, repo.URL, server.Auth)
 	s := read(t, r, "")

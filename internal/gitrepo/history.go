@@ -13,6 +13,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/object"
 	"github.com/go-git/go-git/v5/plumbing/protocol/packp"
 	"github.com/go-git/go-git/v5/plumbing/protocol/packp/capability"
+	"github.com/go-git/go-git/v5/storage/memory"
 
 	"github.com/digestlock/digestlock/internal/fault"
 )
@@ -74,7 +75,7 @@ func (s *Snapshot) Mark(ctx context.Context) error {
 	}
 	ctx, cancel := deadline(ctx)
 	defer cancel()
-	err := s.sendMark(ctx, move{branch: s.branch, to: s.commit})
+	err := s.sendMark(ctx, move{branch: s.branch, to: s.commit}, memory.NewStorage())
 	if refused, ok := errors.AsType[*refusal](err); ok {
 		s.remote.refuseMark(s.branch, refused)
 		return nil
@@ -100,7 +101,7 @@ func (s *Snapshot) Marked(ctx context.Context) (*Commit, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, s.unread(ctx, "read the mark of", fmt.Errorf("%s at %s: %w", markName(s.branch), s.mark, err))
+		return nil, s.unread(ctx, "read the mark of", fmt.Errorf("%s at %s: %w", markName(s.branch), s.names.hex(s.mark), err))
 	}
 	return s.commitOf(c, s.mark, 1), nil
 }
@@ -222,13 +223,13 @@ func (s *Snapshot) commitOf(c *object.Commit, root plumbing.Hash, generations in
 	at := *s
 	at.commit, at.tree, at.root, at.generations = c.Hash, c.TreeHash, root, generations
 	commit := &Commit{
-		Hash: c.Hash.String(), Message: c.Message, When: c.Committer.When,
+		Hash: s.names.hex(c.Hash), Message: c.Message, When: c.Committer.When,
 		Author:    Signature{Name: c.Author.Name, Email: c.Author.Email},
 		Committer: Signature{Name: c.Committer.Name, Email: c.Committer.Email},
 		found:     s, at: &at,
 	}
 	for _, p := range c.ParentHashes {
-		commit.Parents = append(commit.Parents, p.String())
+		commit.Parents = append(commit.Parents, s.names.hex(p))
 	}
 	return commit
 }

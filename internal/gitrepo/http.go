@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/go-git/go-git/v5/plumbing/transport"
 	githttp "github.com/go-git/go-git/v5/plumbing/transport/http"
 
 	"github.com/digestlock/digestlock/internal/fault"
@@ -40,7 +41,11 @@ func (r *Remote) openHTTP(u *url.URL, a Auth) error {
 
 func (r *Remote) speakHTTP(u *url.URL, rt http.RoundTripper) {
 	r.name = (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
-	r.transport = githttp.NewClient(&http.Client{Transport: limited{rt}, CheckRedirect: sameHost})
+	r.client = &http.Client{Transport: limited{rt}, CheckRedirect: sameHost}
+	r.transport = func(known *names) transport.Transport {
+		return githttp.NewClient(&http.Client{Transport: listings{limited{rt}, known}, CheckRedirect: sameHost})
+	}
+	r.bridge = r.bridgeHTTP
 }
 
 // rootCAs returns the system's roots and those in bundle; nil stands for the system's alone.

@@ -49,7 +49,11 @@ func TestOnto(t *testing.T) {
 // TestOntoMoved: a branch that is not where it was read is not touched.
 func TestOntoMoved(t *testing.T) {
 	t.Parallel()
-	server := gittest.HTTPS(t)
+	eachBackend(t, testOntoMoved)
+}
+
+func testOntoMoved(t *testing.T, https starter) {
+	server := https(t)
 	repo := server.Create(t, "repo.git", seed())
 	s := read(t, open(t, repo.URL, server.Auth), "main")
 	refused := func(what, at, want string) {

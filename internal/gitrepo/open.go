@@ -27,6 +27,7 @@ func Open(rawURL string, a Auth) (*Remote, error) {
 		return nil, err
 	}
 	r := newRemote(u)
+	r.binary = a.Binary
 	open := r.openHTTP
 	if u.Scheme == "ssh" {
 		open = r.openSSH
@@ -47,6 +48,7 @@ func OpenThrough(rawURL string, rt http.RoundTripper) (*Remote, error) {
 		return nil, fault.New(fault.GitURL, "use https://host/path", "repository URL on %s is not plain https", u.Host)
 	}
 	r := newRemote(u)
+	r.binary = BinaryNever
 	r.speakHTTP(u, rt)
 	return r, nil
 }

@@ -7,7 +7,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/digestlock/digestlock/internal/gitrepo"
-	"github.com/digestlock/digestlock/internal/gittest"
 )
 
 func own(t *testing.T, r *gitrepo.Remote) *gitrepo.Snapshot {
@@ -22,7 +21,7 @@ func own(t *testing.T, r *gitrepo.Remote) *gitrepo.Snapshot {
 // TestOwn: a branch that is not there is made, with a history of its own, and so are its directories.
 func TestOwn(t *testing.T) {
 	t.Parallel()
-	for name, start := range servers {
+	for name, start := range kinds() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := start(t)
@@ -58,7 +57,11 @@ func TestOwn(t *testing.T) {
 // TestOwnMoved: of two who make the branch, one does, and nothing else than a missing directory is made up for.
 func TestOwnMoved(t *testing.T) {
 	t.Parallel()
-	server := gittest.HTTPS(t)
+	eachBackend(t, testOwnMoved)
+}
+
+func testOwnMoved(t *testing.T, https starter) {
+	server := https(t)
 	repo := server.Create(t, "repo.git", seed())
 	r := open(t, repo.URL, server.Auth)
 	late := own(t, r)

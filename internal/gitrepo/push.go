@@ -75,12 +75,12 @@ func (s *Snapshot) Push(ctx context.Context, c Change) (commit string, err error
 	}
 	m := move{branch: s.branch, from: s.commit, to: hash, mark: c.Mark}
 	if c.Onto != "" {
-		m = move{branch: plumbing.NewBranchReferenceName(c.Onto), from: plumbing.NewHash(c.OntoAt), to: hash}
+		m = move{branch: plumbing.NewBranchReferenceName(c.Onto), from: s.names.parse(c.OntoAt), to: hash}
 	}
 	if err := s.push(ctx, m, objects); err != nil {
 		return "", s.remote.explain(ctx, "push to", err)
 	}
-	return hash.String(), nil
+	return s.names.hex(hash), nil
 }
 
 // build makes the commit and the objects that only it has.
@@ -104,7 +104,7 @@ func (s *Snapshot) build(c Change) (plumbing.Hash, *memory.Storage, error) {
 	}
 	commit, err := c.commit(tree, s.commit)
 	if err == nil && c.Sign != nil {
-		commit.PGPSignature, err = c.sign(commit)
+		commit.PGPSignature, err = c.sign(s.names, commit)
 	}
 	if err != nil {
 		return none, nil, err
@@ -136,17 +136,12 @@ func (c Change) commit(tree, parent plumbing.Hash) (*object.Commit, error) {
 }
 
 // sign returns the signature, of whatever kind: go-git calls it after the only one that it knows.
-func (c Change) sign(commit *object.Commit) (string, error) {
+func (c Change) sign(known *names, commit *object.Commit) (string, error) {
 	o := &plumbing.MemoryObject{}
 	if err := commit.EncodeWithoutSignature(o); err != nil {
 		return "", err
 	}
-	r, err := o.Reader()
-	if err != nil {
-		return "", err
-	}
-	defer r.Close()
-	payload, err := io.ReadAll(r)
+	payload, err := known.lengthen(o)
 	if err != nil {
 		return "", err
 	}
@@ -213,7 +208,16 @@ func (e editor) file(entries []object.TreeEntry, name string, content []byte) ([
 		}
 		return slices.Delete(entries, i, i+1), nil
 	}
-	hash := plumbing.ComputeHash(plumbing.BlobObject, content)
+	blob := &plumbing.MemoryObject{}
+	blob.SetType(plumbing.BlobObject)
+	if _, err := blob.Write(content); err != nil {
+		return nil, err
+	}
+	named, err := e.base.names.named(blob)
+	if err != nil {
+		return nil, err
+	}
+	hash := named.Hash()
 	switch {
 	case i < 0:
 		entries = append(entries, object.TreeEntry{Name: name, Mode: filemode.Regular, Hash: hash})
@@ -222,12 +226,7 @@ func (e editor) file(entries []object.TreeEntry, name string, content []byte) ([
 	default:
 		entries[i].Hash = hash
 	}
-	blob := &plumbing.MemoryObject{}
-	blob.SetType(plumbing.BlobObject)
-	if _, err := blob.Write(content); err != nil {
-		return nil, err
-	}
-	_, err := e.objects.SetEncodedObject(blob)
+	_, err = e.objects.SetEncodedObject(named)
 	return entries, err
 }
 
@@ -239,7 +238,11 @@ func (e editor) add(o interface {
 	if err := o.Encode(encoded); err != nil {
 		return plumbing.ZeroHash, err
 	}
-	return e.objects.SetEncodedObject(encoded)
+	named, err := e.base.names.named(encoded)
+	if err != nil {
+		return plumbing.ZeroHash, err
+	}
+	return e.objects.SetEncodedObject(named)
 }
 
 // move is what a push does to a branch, and to its mark. The zero hash is where a branch stands that is not there.
@@ -302,13 +305,14 @@ func (s *Snapshot) send(ctx context.Context, m move, objects *memory.Storage) er
 		must(req.Capabilities.Set(capability.Atomic))
 		req.Commands = append(req.Commands, m.markCommand(refs))
 	}
-	if err := exchange(ctx, session, refs, req, objects); err != nil || together || !m.mark {
+	if err := s.exchange(ctx, session, refs, req, objects); err != nil || together || !m.mark {
 		return err
 	}
-	return s.sendMark(ctx, m)
+	return s.sendMark(ctx, m, objects)
 }
 
-func (s *Snapshot) sendMark(ctx context.Context, m move) error {
+// sendMark sends the objects once more, or none that the server has.
+func (s *Snapshot) sendMark(ctx context.Context, m move, objects *memory.Storage) error {
 	session, refs, err := s.receiver(ctx)
 	if err != nil {
 		return err
@@ -316,7 +320,7 @@ func (s *Snapshot) sendMark(ctx context.Context, m move) error {
 	defer session.Close()
 	req := packp.NewReferenceUpdateRequestFromCapabilities(refs.Capabilities)
 	req.Commands = []*packp.Command{m.markCommand(refs)}
-	return exchange(ctx, session, refs, req, memory.NewStorage())
+	return s.exchange(ctx, session, refs, req, objects)
 }
 
 func (m move) markCommand(refs *packp.AdvRefs) *packp.Command {
@@ -327,7 +331,7 @@ func (m move) markCommand(refs *packp.AdvRefs) *packp.Command {
 // receiver opens a session to push in, which the caller closes.
 func (s *Snapshot) receiver(ctx context.Context) (transport.ReceivePackSession, *packp.AdvRefs, error) {
 	ep := s.endpoint
-	session, err := s.remote.receivePack(ctx, &ep)
+	session, err := s.remote.receivePack(ctx, &ep, s.names)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -340,7 +344,10 @@ func (s *Snapshot) receiver(ctx context.Context) (transport.ReceivePackSession, 
 }
 
 // exchange sends req with the objects, and returns a *refusal when the server says that it did not do all of it.
-func exchange(ctx context.Context, session transport.ReceivePackSession, refs *packp.AdvRefs, req *packp.ReferenceUpdateRequest, objects *memory.Storage) error {
+func (s *Snapshot) exchange(ctx context.Context, session transport.ReceivePackSession, refs *packp.AdvRefs, req *packp.ReferenceUpdateRequest, objects *memory.Storage) error {
+	if s.byGit() {
+		return s.pushByGit(ctx, req, objects)
+	}
 	pack, err := pack(objects)
 	if err != nil {
 		return err

@@ -52,16 +52,18 @@ type store struct {
 	objects *memory.Storage
 	depth   int // how many generations of the branch are here
 	parsed  map[plumbing.Hash][]object.TreeEntry
+
+	names *names
 }
 
-func newSnapshot(r *Remote, branch plumbing.ReferenceName, tip plumbing.Hash, caps *capability.List) *Snapshot {
+func newSnapshot(r *Remote, branch plumbing.ReferenceName, tip plumbing.Hash, caps *capability.List, known *names) *Snapshot {
 	wants := caps.Supports(capability.AllowReachableSHA1InWant) || caps.Supports(capability.AllowTipSHA1InWant)
 	return &Snapshot{
 		remote: r, branch: branch, commit: tip, caps: caps,
 		partial:  wants && caps.Supports(capability.Filter),
 		maxBytes: maxInflated,
 		root:     tip, generations: 1,
-		store: &store{objects: memory.NewStorage(), depth: 1},
+		store: &store{objects: memory.NewStorage(), depth: 1, names: known},
 	}
 }
 
@@ -70,11 +72,14 @@ func (s *Snapshot) Commit() string {
 	if s.commit.IsZero() {
 		return ""
 	}
-	return s.commit.String()
+	return s.names.hex(s.commit)
 }
 
 // Branch returns the short name of the branch that was read, also when it was asked for as HEAD.
 func (s *Snapshot) Branch() string { return s.branch.Short() }
+
+// byGit reports whether packs are for git.
+func (s *Snapshot) byGit() bool { return s.names.sha256 || s.remote.binary == BinaryAlways }
 
 // Files returns the contents of those of paths that exist. What is not here yet is fetched in one round trip.
 //

@@ -59,12 +59,14 @@ func (r *Remote) openSSH(u *url.URL, a Auth) error {
 	if strings.HasPrefix(u.Path, "/~") {
 		r.endpoint.Path = u.Path[1:]
 	}
-	r.transport = sshTransport{addr: addr, dialer: dial, config: ssh.ClientConfig{
+	t := sshTransport{addr: addr, dialer: dial, config: ssh.ClientConfig{
 		User:              user,
 		Auth:              []ssh.AuthMethod{ssh.PublicKeys(signer)},
 		HostKeyCallback:   verify,
 		HostKeyAlgorithms: algorithms,
 	}}
+	r.transport = func(known *names) transport.Transport { t := t; t.names = known; return t }
+	r.bridge = t.bridgeSSH
 	return nil
 }
 
@@ -112,6 +114,7 @@ type sshTransport struct {
 	addr   string
 	dialer dialer
 	config ssh.ClientConfig
+	names  *names // of the repository
 }
 
 func (t sshTransport) NewUploadPackSession(ep *transport.Endpoint, _ transport.AuthMethod) (transport.UploadPackSession, error) {
@@ -209,7 +212,7 @@ func (s *sshSession) AdvertisedReferencesContext(ctx context.Context) (*packp.Ad
 		return nil, err
 	}
 	refs := packp.NewAdvRefs()
-	err := refs.Decode(s.stdout)
+	err := refs.Decode(s.names.listing(s.stdout))
 	switch {
 	case errors.Is(err, packp.ErrEmptyAdvRefs), err == nil && refs.IsEmpty():
 		err = nil

@@ -32,25 +32,26 @@ func (r *Remote) ReadFixed(ctx context.Context, ref string, maxBytes int64) (*Sn
 
 func (r *Remote) readFixed(ctx context.Context, ref string, maxBytes int64) (*Snapshot, error) {
 	ep := r.endpoint
-	session, refs, err := r.advertised(ctx, &ep)
+	known := &names{}
+	session, refs, err := r.advertised(ctx, &ep, known)
 	if err != nil {
 		return nil, err
 	}
 	defer session.Close()
-	commit, err := fixed(refs, ref)
+	commit, err := fixed(refs, ref, known)
 	if err != nil {
 		return nil, err
 	}
-	s := newSnapshot(r, "", commit, refs.Capabilities)
+	s := newSnapshot(r, "", commit, refs.Capabilities, known)
 	s.endpoint, s.partial, s.maxBytes = ep, false, maxBytes
 	return s, s.load(ctx, session)
 }
 
 // fixed finds the commit that ref names. A hash comes first, so that no tag of that name can stand for it.
-func fixed(refs *packp.AdvRefs, ref string) (plumbing.Hash, error) {
+func fixed(refs *packp.AdvRefs, ref string, known *names) (plumbing.Hash, error) {
 	const hint = "name a tag of the repository, or the full hash of a commit"
-	if plumbing.IsHash(ref) {
-		commit := plumbing.NewHash(ref)
+	if isName(ref) {
+		commit := known.parse(ref)
 		if !offers(refs, commit) {
 			return commit, fault.New(fault.GitBranch, "name a tag", "the server hands out only what its branches and tags point to, which %s is not", ref)
 		}

@@ -26,6 +26,7 @@ type Server struct {
 	settings []string
 	wrap     func(http.Handler) http.Handler
 	wantCert bool
+	format   string // of object names
 	requests atomic.Int64
 }
 
@@ -46,9 +47,19 @@ func NoWant() Option { return Config("uploadpack.allowAnySHA1InWant=false") }
 // NoShallow makes an https server that does not offer shallow fetches.
 func NoShallow() Option { return Wrap(withoutShallow) }
 
+// SHA256 makes repositories with SHA-256 object names.
+func SHA256() Option {
+	return func(s *Server) { s.format = "sha256" }
+}
+
+// ByGit has Auth say that git, the program, fetches and pushes whatever the repository.
+func ByGit() Option {
+	return func(s *Server) { s.Auth.Binary = gitrepo.BinaryAlways }
+}
+
 // Bearer makes an https server that wants the token instead of a user name and a password.
 func Bearer(token string) Option {
-	return func(s *Server) { s.Auth = gitrepo.Auth{Token: token} }
+	return func(s *Server) { s.Auth.Token = token }
 }
 
 // ClientCert makes an https server that lets nobody in without the TLS client certificate of its Auth.
@@ -64,7 +75,7 @@ func Wrap(wrap func(http.Handler) http.Handler) Option {
 func newServer(t testing.TB, options []Option) *Server {
 	t.Helper()
 	gitBinary(t)
-	s := &Server{root: t.TempDir(), settings: []string{
+	s := &Server{root: t.TempDir(), format: "sha1", settings: []string{
 		"http.receivepack=true",
 		"uploadpack.allowFilter=true",
 		"uploadpack.allowAnySHA1InWant=true",
@@ -78,35 +89,23 @@ func newServer(t testing.TB, options []Option) *Server {
 // URL returns the address of the repository name, which need not exist.
 func (s *Server) URL(name string) string { return s.base + name }
 
+// SHA256 reports whether the repositories have SHA-256 object names.
+func (s *Server) SHA256() bool { return s.format == "sha256" }
+
 // Requests returns how many https requests, or ssh commands, were made so far.
 func (s *Server) Requests() int { return int(s.requests.Load()) }
 
 // Create makes the bare repository name with one commit of files on branch main, or empty for nil files.
 func (s *Server) Create(t testing.TB, name string, files map[string]string) *Repo {
 	t.Helper()
-	r := s.create(t, name, "sha1")
-	if files != nil {
-		r.Commit(t, "main", files)
-	}
-	return r
-}
-
-// CreateSHA256 makes a bare repository with SHA-256 object names and one empty commit on branch main.
-func (s *Server) CreateSHA256(t testing.TB, name string) *Repo {
-	t.Helper()
-	r := s.create(t, name, "sha256")
-	tree := r.Git(t, "hash-object", "-t", "tree", "-w", os.DevNull)
-	r.Git(t, "update-ref", "refs/heads/main", r.Git(t, "commit-tree", "-m", "first", tree))
-	return r
-}
-
-func (s *Server) create(t testing.TB, name, format string) *Repo {
-	t.Helper()
 	r := &Repo{Dir: filepath.Join(s.root, name), URL: s.URL(name)}
-	run(t, "", "", "init", "--quiet", "--bare", "--initial-branch=main", "--object-format="+format, r.Dir)
+	run(t, "", "", "init", "--quiet", "--bare", "--initial-branch=main", "--object-format="+s.format, r.Dir)
 	for _, setting := range s.settings {
 		key, value, _ := strings.Cut(setting, "=")
 		r.Git(t, "config", key, value)
+	}
+	if files != nil {
+		r.Commit(t, "main", files)
 	}
 	return r
 }
@@ -135,7 +134,12 @@ func (r *Repo) Commit(t testing.TB, branch string, files map[string]string) stri
 func (r *Repo) Clone(t testing.TB, branch string) *Clone {
 	t.Helper()
 	c := &Clone{Dir: t.TempDir()}
-	run(t, "", "", "clone", "--quiet", "--no-checkout", r.Dir, c.Dir)
+	if r.Git(t, "for-each-ref") != "" {
+		run(t, "", "", "clone", "--quiet", "--no-checkout", r.Dir, c.Dir)
+	} else { // a clone of nothing has SHA-1 names, whatever it is a clone of
+		run(t, "", "", "init", "--quiet", "--object-format="+r.Git(t, "rev-parse", "--show-object-format"), c.Dir)
+		c.Git(t, "remote", "add", "origin", r.Dir)
+	}
 	if r.Git(t, "for-each-ref", "refs/heads/"+branch) == "" {
 		c.Git(t, "checkout", "--quiet", "--orphan", branch)
 		return c
