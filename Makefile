@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.buildVersion=$(VERSION) -X sigs.k8s.io/kustomize/api/pr
 ENGINE ?= docker
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: all build demo check test race kill kill-leaders e2e e2e-argocd e2e-releases bench fuzz update clean image sbom
+.PHONY: all build demo check test race kill kill-leaders e2e e2e-argocd e2e-image e2e-releases bench fuzz update clean image sbom
 
 all: check test
 
@@ -50,6 +50,9 @@ e2e: ## with Argo CD's own cmp-server and repo-server code, a real registry, git
 
 e2e-argocd: ## on the real Argo CD: its components, Kubernetes and ours, as processes (wants etcd and redis-server)
 	cd e2e && go test -count=1 -timeout 30m -run '^TestArgoCD' -v .
+
+e2e-image: ## the Dockerfile built on stand-in bases, and the plugin's image run under argocd-cmp-server (wants root, buildah, podman, runc and busybox-static)
+	cd e2e && CGO_ENABLED=0 DIGESTLOCK_TEST_IMAGE=1 go test -count=1 -timeout 30m -v -run '^TestImage$$' .
 
 e2e-releases: ## the plugin under the argocd-cmp-server of Argo CD v3.6.1, which needs Go 1.27
 	cd e2e/cmp-server-3.6 && GOTOOLCHAIN=go1.27.0 go build -o ../../bin/ .

@@ -46,14 +46,7 @@ func startArgoCD(t *testing.T, dir string, git *gitServer, resolver string) *arg
 		}
 	}
 
-	// The repo-server trusts what it finds in this directory, which in a cluster is argocd-tls-certs-cm.
-	repo, err := url.Parse(git.url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certs := filepath.Join(dir, "tls")
-	writeFile(t, filepath.Join(certs, repo.Hostname()), readFile(t, git.caFile))
-	t.Setenv(common.EnvVarTLSDataPath, certs)
+	a.trust(t, filepath.Join(dir, "tls"))
 	t.Setenv(common.EnvPluginSockFilePath, sockets)
 
 	cmd := self(t, asCMPServer, "--config-dir-path", filepath.Join("..", "plugin"), "--logformat", "text")
@@ -71,6 +64,17 @@ func startArgoCD(t *testing.T, dir string, git *gitServer, resolver string) *arg
 		return dial(ctx, "unix", filepath.Join(sockets, "digestlock.sock"))
 	})
 	return a
+}
+
+// trust has the repo-server's code believe the Git server, by the directory that in a cluster is argocd-tls-certs-cm.
+func (a *argoCD) trust(t *testing.T, certs string) {
+	t.Helper()
+	repo, err := url.Parse(a.git.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(certs, repo.Hostname()), readFile(t, a.git.caFile))
+	t.Setenv(common.EnvVarTLSDataPath, certs)
 }
 
 // application is what an Application says about its source.
