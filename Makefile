@@ -45,6 +45,9 @@ kill: ## companions killed at 200 random instants, against a real Git server
 kill-leaders: ## the same of companions with a lease, on Kubernetes
 	cd e2e && go test -count=1 -timeout 30m -v -run '^TestCompanionOnKubernetes$$' . -kills 200
 
+# One set of compiled packages for all of these, and for the images: compiling them anew takes minutes.
+e2e e2e-argocd e2e-image e2e-releases kill-leaders: export CGO_ENABLED := 0
+
 e2e: ## with Argo CD's own cmp-server and repo-server code, a real registry, git http-backend, a real Gitea, OpenSSH, Kubernetes (wants etcd and sshd)
 	cd e2e && go vet . && go test -count=1 -timeout 30m -skip '^TestArgoCD' .
 
@@ -52,7 +55,7 @@ e2e-argocd: ## on the real Argo CD: its components, Kubernetes and ours, as proc
 	cd e2e && go test -count=1 -timeout 30m -run '^TestArgoCD' -v .
 
 e2e-image: ## the Dockerfile built on stand-in bases, and the plugin's image run under argocd-cmp-server (wants root, buildah, podman, runc and busybox-static)
-	cd e2e && CGO_ENABLED=0 DIGESTLOCK_TEST_IMAGE=1 go test -count=1 -timeout 30m -v -run '^TestImage$$' .
+	cd e2e && DIGESTLOCK_TEST_IMAGE=1 go test -count=1 -timeout 30m -v -run '^TestImage$$' .
 
 e2e-releases: ## the plugin under the argocd-cmp-server of Argo CD v3.6.1, which needs Go 1.27
 	cd e2e/cmp-server-3.6 && GOTOOLCHAIN=go1.27.0 go build -o ../../bin/ .

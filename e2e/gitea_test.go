@@ -95,6 +95,7 @@ func buildGitea(t *testing.T, dir string) {
 	t.Helper()
 	build := exec.Command("go", "build", "-tags", "sqlite sqlite_unlock_notify", "-ldflags", "-s -w", "-o", dir, "code.gitea.io/gitea")
 	build.Dir = "gitea"
+	build.Env = append(os.Environ(), "CGO_ENABLED=1") // for sqlite
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build gitea: %v\n%s", err, out)
 	}

@@ -89,7 +89,7 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 
-	build := exec.Command("go", "build", "-ldflags", kustomizeVersion+linked.version, "-o", dir+string(filepath.Separator), "./cmd/digestlock", "./cmd/digestlock-companion")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", kustomizeVersion+linked.version, "-o", dir+string(filepath.Separator), "./cmd/digestlock", "./cmd/digestlock-companion")
 	build.Dir = ".." // the program's own go.mod, not ours
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "e2e: build digestlock: %v\n%s", err, out)
