@@ -2,9 +2,9 @@ package plugin
 
 import (
 	"os"
-	"regexp"
 	"strings"
 
+	"github.com/digestlock/digestlock/internal/lazy"
 	"github.com/digestlock/digestlock/internal/render"
 )
 
@@ -16,7 +16,7 @@ var environment = []string{
 }
 
 // plainVersion finds what helm takes in a Kubernetes version such as v1.36.1-eks-4.
-var plainVersion = regexp.MustCompile(`^v?(\d+\.\d+(?:\.\d+)?)`)
+var plainVersion = lazy.Regexp(`^v?(\d+\.\d+(?:\.\d+)?)`)
 
 // Surround returns the settings as they are in an environment: with its variables replaced where source.kustomize does
 // that, with its cluster's version where none is given, and with the operator's helm, "" for none.
@@ -41,7 +41,7 @@ func (s Settings) Surround(getenv func(string) string, helm string) Settings {
 	if h.KubeVersion == "" {
 		h.KubeVersion = getenv("KUBE_VERSION")
 	}
-	if m := plainVersion.FindStringSubmatch(h.KubeVersion); m != nil {
+	if m := plainVersion().FindStringSubmatch(h.KubeVersion); m != nil {
 		h.KubeVersion = m[1]
 	}
 	if len(h.APIVersions) == 0 {

@@ -10,12 +10,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
+
+	"github.com/digestlock/digestlock/internal/lazy"
 )
 
-var hashPattern = regexp.MustCompile(`^[0-9a-f]+$`)
+var hashPattern = lazy.Regexp(`^[0-9a-f]+$`)
 
 const (
 	gitDir = ".git"
@@ -113,4 +114,4 @@ func packed(root *os.Root, ref string) (string, error) {
 }
 
 // isHash reports whether s is the name of a commit, in SHA-1 or SHA-256.
-func isHash(s string) bool { return (len(s) == 40 || len(s) == 64) && hashPattern.MatchString(s) }
+func isHash(s string) bool { return (len(s) == 40 || len(s) == 64) && hashPattern().MatchString(s) }

@@ -5,12 +5,12 @@ import (
 	"context"
 	"fmt"
 	"iter"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/digestlock/digestlock/internal/gitrepo"
+	"github.com/digestlock/digestlock/internal/lazy"
 	"github.com/digestlock/digestlock/internal/lock"
 )
 
@@ -346,11 +346,11 @@ func (h *history) unaware(ctx context.Context, merge *gitrepo.Commit, dir string
 	return false, nil
 }
 
-var reverts = regexp.MustCompile(`(?m)^(Revert |This reverts commit )`)
+var reverts = lazy.Regexp(`(?m)^(Revert |This reverts commit )`)
 
 func became(c *gitrepo.Commit) string {
 	verb := "changed by hand in "
-	if reverts.MatchString(c.Message) {
+	if reverts().MatchString(c.Message) {
 		verb = "reverted in "
 	}
 	return oneLine(verb + c.Hash[:7] + " by " + c.Author.Name)

@@ -3,10 +3,10 @@ package credentials
 import (
 	"context"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
-	"sync"
+
+	"github.com/digestlock/digestlock/internal/lazy"
 )
 
 // Clouds whose identities can be used.
@@ -26,9 +26,7 @@ const cloudHelper = helperPrefix + "digestlock"
 // Clouds returns the names of the clouds whose identity can be used.
 func Clouds() []string { return []string{ACR, ECR, Google} }
 
-var ecrPattern = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^[0-9]+\.dkr\.ecr(-fips)?\.[a-z0-9-]+\.amazonaws\.com(\.cn)?$`)
-})
+var ecrPattern = lazy.Regexp(`^[0-9]+\.dkr\.ecr(-fips)?\.[a-z0-9-]+\.amazonaws\.com(\.cn)?$`)
 
 // CloudOf returns the cloud that a registry is one of, or "".
 func CloudOf(registry string) string {

@@ -13,16 +13,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 
 	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/lazy"
 )
 
 // fallback is the directory, and the Argo CD project, whose credentials are everybody's.
@@ -33,9 +32,7 @@ const maxProject = 253
 
 // projectPattern is what Kubernetes takes as the name of an AppProject. It has no room for "..", "/" or the "..data"
 // of a mounted Secret.
-var projectPattern = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
-})
+var projectPattern = lazy.Regexp(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
 
 // Options say where to look. The zero value is the docker config alone.
 type Options struct {

@@ -20,7 +20,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +29,7 @@ import (
 	"github.com/digestlock/digestlock/internal/companion"
 	"github.com/digestlock/digestlock/internal/gitrepo"
 	"github.com/digestlock/digestlock/internal/gitserver"
+	"github.com/digestlock/digestlock/internal/lazy"
 	"github.com/digestlock/digestlock/internal/lock"
 	"github.com/digestlock/digestlock/internal/registrytest"
 )
@@ -304,7 +304,7 @@ func (d *demo) render(ctx context.Context, commit, overlay string) (string, erro
 	return stdout.String(), nil
 }
 
-var imageLine = regexp.MustCompile(`(?m)^.*\bimage: .*\n`)
+var imageLine = lazy.Regexp(`(?m)^.*\bimage: .*\n`)
 
 // check renders, shows the image lines and compares the digests in them.
 func (d *demo) check(ctx context.Context, commit, overlay string, digests ...string) error {
@@ -312,14 +312,14 @@ func (d *demo) check(ctx context.Context, commit, overlay string, digests ...str
 	if err != nil {
 		return err
 	}
-	d.print(strings.Join(imageLine.FindAllString(manifests, -1), ""))
+	d.print(strings.Join(imageLine().FindAllString(manifests, -1), ""))
 	return d.expect(manifests, digests...)
 }
 
-var anyDigest = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
+var anyDigest = lazy.Regexp(`sha256:[0-9a-f]{64}`)
 
 func (d *demo) expect(manifests string, digests ...string) error {
-	got := anyDigest.FindAllString(manifests, -1)
+	got := anyDigest().FindAllString(manifests, -1)
 	slices.Sort(got)
 	slices.Sort(digests)
 	if !slices.Equal(got, digests) {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"regexp"
 	"strings"
 	"sync"
 	"unicode"
@@ -16,6 +15,7 @@ import (
 	"github.com/skeema/knownhosts"
 
 	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/lazy"
 )
 
 // maxWords bounds what is quoted of a server's own words.
@@ -111,12 +111,12 @@ func isAlert(err error) bool {
 	return ok && op.Op == "remote error" // how crypto/tls names an alert of the other side
 }
 
-var userinfo = regexp.MustCompile(`(://)[^/@\s]+@`)
+var userinfo = lazy.Regexp(`(://)[^/@\s]+@`)
 
 // clean makes foreign words fit to show: one line, of bounded length, without a secret of ours or a URL's user.
 func (r *Remote) clean(words string) string {
 	words = r.secrets.redact(words)
-	words = userinfo.ReplaceAllString(words, "$1")
+	words = userinfo().ReplaceAllString(words, "$1")
 	words = strings.Join(strings.FieldsFunc(words, func(c rune) bool { return unicode.IsSpace(c) || unicode.IsControl(c) }), " ")
 	words = strings.ToValidUTF8(words, "")
 	if len(words) > maxWords {

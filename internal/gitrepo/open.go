@@ -3,7 +3,6 @@ package gitrepo
 import (
 	"net/http"
 	"net/url"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -11,10 +10,11 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/transport"
 
 	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/lazy"
 )
 
 // scpLike matches git@host:path, the short form of an ssh address, but not git's helper::address.
-var scpLike = regexp.MustCompile(`^(?:([^@/:\s]+)@)?([^@/:\s\[\]]+|\[[0-9a-fA-F:.]+\]):([^\s:].*)$`)
+var scpLike = lazy.Regexp(`^(?:([^@/:\s]+)@)?([^@/:\s\[\]]+|\[[0-9a-fA-F:.]+\]):([^\s:].*)$`)
 
 const formsHint = "use https://host/path, ssh://git@host/path or git@host:path"
 
@@ -68,7 +68,7 @@ func newRemote(u *url.URL) *Remote {
 
 // parse returns rawURL with one of the three schemes, a host, a path, and no password.
 func parse(rawURL string) (*url.URL, error) {
-	if m := scpLike.FindStringSubmatch(rawURL); m != nil && !strings.Contains(rawURL, "://") {
+	if m := scpLike().FindStringSubmatch(rawURL); m != nil && !strings.Contains(rawURL, "://") {
 		u := &url.URL{Scheme: "ssh", Host: m[2], Path: m[3], User: url.User(m[1])}
 		return u, checkURL(u)
 	}

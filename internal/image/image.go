@@ -8,9 +8,10 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
-	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/digestlock/digestlock/internal/lazy"
 )
 
 const (
@@ -30,15 +31,15 @@ const (
 // Lengths are checked apart from the patterns: a counted repetition costs a process that renders once more to compile
 // than everything else in this package (measured: 1.2 ms).
 var (
-	hostPattern = regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)` +
+	hostPattern = lazy.Regexp(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)` +
 		`(?:\.(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?))*(?::[0-9]{1,5})?$`)
-	ipv6Pattern      = regexp.MustCompile(`^\[[0-9a-fA-F:]+\](?::[0-9]{1,5})?$`)
-	componentPattern = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$`)
-	globPattern      = regexp.MustCompile(`^[a-zA-Z0-9_.*?\[\]^\\-]+$`)
-	tagPattern       = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]*$`)
+	ipv6Pattern      = lazy.Regexp(`^\[[0-9a-fA-F:]+\](?::[0-9]{1,5})?$`)
+	componentPattern = lazy.Regexp(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$`)
+	globPattern      = lazy.Regexp(`^[a-zA-Z0-9_.*?\[\]^\\-]+$`)
+	tagPattern       = lazy.Regexp(`^[a-zA-Z0-9_][a-zA-Z0-9._-]*$`)
 	// fixedPattern is any digest of the OCI image specification: somebody pinned it, and it passes through.
-	fixedPattern  = regexp.MustCompile(`^[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+$`)
-	digestPattern = regexp.MustCompile(`^sha256:[a-f0-9]+$`)
+	fixedPattern  = lazy.Regexp(`^[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+$`)
+	digestPattern = lazy.Regexp(`^sha256:[a-f0-9]+$`)
 )
 
 // Ref is one parsed reference. The zero Ref is not valid; make one with [Parse]. Two Refs are the same image exactly
@@ -86,7 +87,7 @@ func Parse(s string) (Ref, error) {
 		return Ref{}, fmt.Errorf("image %q: %q is not a registry host", s, registry)
 	}
 	for c := range strings.SplitSeq(repository, "/") {
-		if !componentPattern.MatchString(c) {
+		if !componentPattern().MatchString(c) {
 			return Ref{}, fmt.Errorf("image %q: %q is not a repository path component", s, c)
 		}
 	}
@@ -131,13 +132,13 @@ func ParseFull(s string) (Ref, error) {
 
 // IsDigest reports whether s is a digest as the lock and the registry protocol spell it: "sha256:" and 64 lower-case
 // hexadecimal digits.
-func IsDigest(s string) bool { return len(s) == digestLength && digestPattern.MatchString(s) }
+func IsDigest(s string) bool { return len(s) == digestLength && digestPattern().MatchString(s) }
 
 // isHost reports whether s is a host, with or without a port. A name that ends in a number is an IPv4 address in one of
 // the spellings that some resolvers know ("127.1", "0x7f.1"), and only the common one is meant to be one.
 func isHost(s string) bool {
-	if !hostPattern.MatchString(s) {
-		return ipv6Pattern.MatchString(s)
+	if !hostPattern().MatchString(s) {
+		return ipv6Pattern().MatchString(s)
 	}
 	name, _, _ := strings.Cut(s, ":")
 	last := name[strings.LastIndexByte(name, '.')+1:]
@@ -151,10 +152,10 @@ func isHost(s string) bool {
 // isFixed reports whether s is a digest of any algorithm.
 func isFixed(s string) bool {
 	_, encoded, _ := strings.Cut(s, ":")
-	return len(encoded) >= minDigest && fixedPattern.MatchString(s)
+	return len(encoded) >= minDigest && fixedPattern().MatchString(s)
 }
 
-func isTag(s string) bool { return len(s) <= maxTag && tagPattern.MatchString(s) }
+func isTag(s string) bool { return len(s) <= maxTag && tagPattern().MatchString(s) }
 
 // splitTag cuts a tag off; a colon before the last slash belongs to the host's port.
 func splitTag(s string) (name, tag string) {
@@ -188,7 +189,7 @@ type Tags []string
 // Check returns an error for the first pattern that is not a glob.
 func (t Tags) Check() error {
 	for _, p := range t {
-		if !globPattern.MatchString(p) {
+		if !globPattern().MatchString(p) {
 			return fmt.Errorf("tag pattern %q can match no tag: one pattern an item, of letters, digits, _ . - and * ? [ ]", p)
 		}
 		if _, err := path.Match(p, ""); err != nil {

@@ -6,12 +6,12 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/digestlock/digestlock/internal/lazy"
 	"github.com/digestlock/digestlock/internal/lock"
 )
 
@@ -33,7 +33,7 @@ func newCheckout(dir string) checkout {
 	}
 }
 
-var remoteURL = regexp.MustCompile(`(?m)^\s*url\s*=\s*(\S+)\s*$`)
+var remoteURL = lazy.Regexp(`(?m)^\s*url\s*=\s*(\S+)\s*$`)
 
 // remotes returns the normalised URLs of a Git configuration, none when it cannot be read.
 func remotes(config string) (out []string) {
@@ -41,7 +41,7 @@ func remotes(config string) (out []string) {
 	if err != nil {
 		return nil
 	}
-	for _, m := range remoteURL.FindAllStringSubmatch(string(data), -1) {
+	for _, m := range remoteURL().FindAllStringSubmatch(string(data), -1) {
 		out = append(out, sameURL(m[1]))
 	}
 	return out
@@ -208,12 +208,12 @@ func (p *planner) directories(repo string, patterns []*yaml.Node) (out []string)
 	return slices.Compact(out)
 }
 
-var placeholder = regexp.MustCompile(`\{\{-?\s*\.?([\w.]+)\s*-?\}\}`)
+var placeholder = lazy.Regexp(`\{\{-?\s*\.?([\w.]+)\s*-?\}\}`)
 
 // fill puts values into the placeholders of a template that it knows, and leaves the others.
 func fill(template string, values map[string]string) string {
-	return placeholder.ReplaceAllStringFunc(template, func(m string) string {
-		if v, ok := values[placeholder.FindStringSubmatch(m)[1]]; ok {
+	return placeholder().ReplaceAllStringFunc(template, func(m string) string {
+		if v, ok := values[placeholder().FindStringSubmatch(m)[1]]; ok {
 			return v
 		}
 		return m

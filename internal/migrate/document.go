@@ -5,11 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/digestlock/digestlock/internal/lazy"
 )
 
 // document is one YAML document of a file, which can be edited where it stands: an entry of a block map, or an item of a
@@ -35,7 +36,7 @@ type cut struct {
 }
 
 var (
-	separator = regexp.MustCompile(`^---(?:\s|$)`)
+	separator = lazy.Regexp(`^---(?:\s|$)`)
 
 	errStyle = errors.New("it is not written in block style there, one entry a line, without aliases")
 )
@@ -44,7 +45,7 @@ var (
 func split(f *file, text string) []*document {
 	docs := []*document{{file: f}}
 	for line := range strings.Lines(text) {
-		if separator.MatchString(line) {
+		if separator().MatchString(line) {
 			docs = append(docs, &document{file: f})
 		}
 		d := docs[len(docs)-1]

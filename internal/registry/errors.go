@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/image"
+	"github.com/digestlock/digestlock/internal/lazy"
 )
 
 var (
@@ -85,7 +85,7 @@ func (h *host) throttled(said string) error {
 }
 
 // codePattern is what an error code looks like; anything else in its place is not repeated.
-var codePattern = regexp.MustCompile(`^[A-Z_]+$`)
+var codePattern = lazy.Regexp(`^[A-Z_]+$`)
 
 const maxCode = 40
 
@@ -96,7 +96,7 @@ func code(err error) string {
 		return ""
 	}
 	code := string(t.Errors[0].Code)
-	if len(code) > maxCode || !codePattern.MatchString(code) {
+	if len(code) > maxCode || !codePattern().MatchString(code) {
 		return ""
 	}
 	return code

@@ -6,13 +6,13 @@ import (
 	"net/http"
 	"net/netip"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
 	"golang.org/x/net/publicsuffix"
 
 	"github.com/digestlock/digestlock/internal/image"
+	"github.com/digestlock/digestlock/internal/lazy"
 	"github.com/digestlock/digestlock/internal/netaddr"
 )
 
@@ -20,12 +20,12 @@ import (
 // "docker.io" means Docker Hub.
 type Hosts []string
 
-var hostGlob = regexp.MustCompile(`^[a-zA-Z0-9_.:*?\[\]^-]+$`)
+var hostGlob = lazy.Regexp(`^[a-zA-Z0-9_.:*?\[\]^-]+$`)
 
 // Check returns an error for the first pattern that can match no host.
 func (l Hosts) Check() error {
 	for _, p := range l {
-		if !hostGlob.MatchString(p) {
+		if !hostGlob().MatchString(p) {
 			return fmt.Errorf("%s is not a host or a pattern for hosts, such as ghcr.io, *.example.com or localhost:5000", quote(p))
 		}
 		if _, err := path.Match(p, ""); err != nil {

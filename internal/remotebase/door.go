@@ -8,12 +8,12 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"regexp"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/lazy"
 	"github.com/digestlock/digestlock/internal/netaddr"
 )
 
@@ -42,12 +42,12 @@ func newDoor() *door {
 	return d
 }
 
-var hostPattern = regexp.MustCompile(`^(\[[0-9a-f:.]+\]|[a-z0-9]([a-z0-9._-]*[a-z0-9])?)(:[0-9]{1,5})?$`)
+var hostPattern = lazy.Regexp(`^(\[[0-9a-f:.]+\]|[a-z0-9]([a-z0-9._-]*[a-z0-9])?)(:[0-9]{1,5})?$`)
 
 func (d *door) list(host string) error {
 	host = strings.ToLower(host)
 	u, err := url.Parse("https://" + host)
-	if err != nil || !hostPattern.MatchString(host) {
+	if err != nil || !hostPattern().MatchString(host) {
 		return fault.New(fault.Usage, "for example: --allow-remote github.com --allow-remote git.example.com:8443",
 			"%q is not a host or host:port", host)
 	}

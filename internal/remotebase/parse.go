@@ -3,12 +3,12 @@ package remotebase
 import (
 	"net/url"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/lazy"
 )
 
 // spec is a base in somebody's Git repository, as kustomize's internal/git/repospec.go (api v0.21.2) reads it.
@@ -21,7 +21,7 @@ type spec struct {
 // refPattern is what a tag's name may be here, narrower than Git: nothing that a command line, a path or a person
 // could take for something else. Its length is checked apart: a count in the pattern would cost every start of the
 // program a millisecond to compile.
-var refPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+/@-]*$`)
+var refPattern = lazy.Regexp(`^[A-Za-z0-9][A-Za-z0-9._+/@-]*$`)
 
 // maxRef is how many bytes a tag's name may have.
 const maxRef = 201
@@ -123,7 +123,7 @@ func (s spec) check(dir string) error {
 		return fault.New(fault.RemoteBase, formsHint, "a path that leads upwards or begins with -")
 	case s.ref == "":
 		return fault.New(fault.RemoteBase, refHint, "no ref")
-	case len(s.ref) > maxRef, !refPattern.MatchString(s.ref), strings.Contains(s.ref, ".."):
+	case len(s.ref) > maxRef, !refPattern().MatchString(s.ref), strings.Contains(s.ref, ".."):
 		return fault.New(fault.RemoteBase, refHint, "ref %q is no name for a tag", s.ref[:min(len(s.ref), maxRef)])
 	}
 	return nil

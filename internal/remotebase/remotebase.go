@@ -12,12 +12,12 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/gitrepo"
+	"github.com/digestlock/digestlock/internal/lazy"
 )
 
 const (
@@ -192,7 +192,7 @@ func stopped(ctx context.Context, err error) error {
 }
 
 // addresses are those that the network's errors quote, tokens included.
-var addresses = regexp.MustCompile(`https?://[^\s"]*[^\s":]`)
+var addresses = lazy.Regexp(`https?://[^\s"]*[^\s":]`)
 
 // failure makes err one of a fetch, with a hint, without addresses.
 func failure(err error) error {
@@ -211,7 +211,7 @@ func failure(err error) error {
 	if code != fault.RemoteBase && code != fault.TooLarge {
 		code = fault.RemoteFetch
 	}
-	return fault.New(code, hint, "%s", strings.TrimSpace(addresses.ReplaceAllString(err.Error(), "it")))
+	return fault.New(code, hint, "%s", strings.TrimSpace(addresses().ReplaceAllString(err.Error(), "it")))
 }
 
 func isCertificate(err error) bool {

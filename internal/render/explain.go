@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/lazy"
 )
 
 // rewrites take krusty's errors apart, which are text all the way down: each resource is tried as a file, then as a
@@ -66,7 +67,7 @@ func explain(err error, dir string, d *disk) error {
 		text = regexp.MustCompile(r.pattern).ReplaceAllString(text, r.with)
 	}
 	text = d.remotes.named(text)
-	if addressWithKey.MatchString(err.Error()) { // what follows "=" may be a token, and krusty's words are about that
+	if addressWithKey().MatchString(err.Error()) { // what follows "=" may be a token, and krusty's words are about that
 		return fault.New(fault.RemoteBase, "copy the file into this repository: a generator cannot have an address with = in it",
 			"kustomize build: %w: %s", errRemote, cmp.Or(relative(d.remotes.named(d.lastEntry(text)), dir), "in a generator"))
 	}
@@ -89,16 +90,16 @@ func explain(err error, dir string, d *disk) error {
 
 var (
 	// addressWithKey is an entry of a generator's files that kustomize splits at the "=" of the address's query.
-	addressWithKey = regexp.MustCompile(`file sources: \[[^\]]*://[^\]\s]*=`)
+	addressWithKey = lazy.Regexp(`file sources: \[[^\]]*://[^\]\s]*=`)
 
-	credentials = regexp.MustCompile(`://[^/\s'"]*@`)
-	query       = regexp.MustCompile(`(://[^\s'"?]*)\?[^\s'"]*|\?[\w.-]+=[^\s'"]*`)
+	credentials = lazy.Regexp(`://[^/\s'"]*@`)
+	query       = lazy.Regexp(`(://[^\s'"?]*)\?[^\s'"]*|\?[\w.-]+=[^\s'"]*`)
 )
 
 // withoutSecrets cuts passwords and tokens out of the URLs in text: they are in Git for all who may read that, and must
 // not go further.
 func withoutSecrets(text string) string {
-	return query.ReplaceAllString(credentials.ReplaceAllString(text, "://"), "$1")
+	return query().ReplaceAllString(credentials().ReplaceAllString(text, "://"), "$1")
 }
 
 // relative rewrites the paths in text as seen from dir, as far as the way up from it: what is mounted where in the

@@ -6,12 +6,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
 	"sigs.k8s.io/kustomize/api/types"
+
+	"github.com/digestlock/digestlock/internal/lazy"
 )
 
 // FieldSpec is a place where the user's kustomize configuration says that images are. An empty Group, Version or Kind
@@ -67,7 +68,7 @@ func (d *disk) note(f file) error {
 }
 
 // remoteEntry matches what kustomize may take for a URL, of a generator's "key=file" the file.
-var remoteEntry = regexp.MustCompile(`(?i)^(?:[^=:/]*=)?((?:git::)?(?:\w+://|[^/\s@]+@[^/\s@]+|github\.com[:/])\S*)$`)
+var remoteEntry = lazy.Regexp(`(?i)^(?:[^=:/]*=)?((?:git::)?(?:\w+://|[^/\s@]+@[^/\s@]+|github\.com[:/])\S*)$`)
 
 // remote returns the entry that text, a krusty error without secrets, is about, with its file and line, or "". Of
 // several kustomizations with the same entry the last is the one: krusty was still busy with what it named before. The
@@ -85,7 +86,7 @@ func (d *disk) lastEntry(text string) string {
 		}
 		line, entry := 0, ""
 		scalars(&n, func(s *yaml.Node) {
-			m := remoteEntry.FindStringSubmatch(s.Value)
+			m := remoteEntry().FindStringSubmatch(s.Value)
 			if m == nil {
 				return
 			}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/lazy"
 )
 
 // Read takes manifests that somebody else rendered, within the limits of a file. Their Output has the very bytes that
@@ -351,15 +351,15 @@ type edit struct {
 
 var (
 	// lead is what may stand between where a scalar begins and its text: an anchor, a tag, comments, the header of a block.
-	lead         = regexp.MustCompile(`^(?:[&!]\S*\s+(?:#.*\s+)*)*(?:[|>].*\n[ \r\n]*)?`)
-	doubleQuoted = regexp.MustCompile(`^"(?:[^"\\]|\\(?s:.))*"`) // with whatever escapes: "ghcr.io\/acme\/web"
+	lead         = lazy.Regexp(`^(?:[&!]\S*\s+(?:#.*\s+)*)*(?:[|>].*\n[ \r\n]*)?`)
+	doubleQuoted = lazy.Regexp(`^"(?:[^"\\]|\\(?s:.))*"`) // with whatever escapes: "ghcr.io\/acme\/web"
 )
 
 // place returns the edit that gives value to the token that stands at start.
 func place(text string, start int, token *yaml.Node, value string) (edit, error) {
 	found := resolved(token).Value
 	if token.Kind == yaml.ScalarNode {
-		start += len(lead.FindString(text[start:]))
+		start += len(lead().FindString(text[start:]))
 	}
 	switch {
 	case token.Kind == yaml.AliasNode:
@@ -367,7 +367,7 @@ func place(text string, start int, token *yaml.Node, value string) (edit, error)
 	case token.Style&yaml.SingleQuotedStyle != 0:
 		found, value = "'"+found+"'", "'"+value+"'"
 	case token.Style&yaml.DoubleQuotedStyle != 0:
-		found, value = doubleQuoted.FindString(text[start:]), strconv.Quote(value)
+		found, value = doubleQuoted().FindString(text[start:]), strconv.Quote(value)
 	}
 	if found == "" || !strings.HasPrefix(text[start:], found) {
 		return edit{}, fault.New(fault.Manifests, "write the image as plain or quoted text of one line",
