@@ -61,7 +61,12 @@ func TestServeKilled(t *testing.T) {
 		for i := 0; ; i++ {
 			app, revision := fmt.Sprintf("app-%d", i%7), fmt.Sprintf("%04d-%06d", round, i)
 			source := &lock.Source{Application: app, Repository: "https://git.example.com/r", TargetRevision: "main", Revision: revision}
-			if _, err := client.Resolve(t.Context(), source, nil, []image.Ref{ref}); err != nil {
+			var locked []lock.Pin
+			ask := []image.Ref{ref}
+			if i%2 == 0 { // the report of what a lock decided
+				locked, ask = []lock.Pin{{Image: ref.String(), Digest: digest}}, nil
+			}
+			if _, err := client.Resolve(t.Context(), source, locked, ask); err != nil {
 				break
 			}
 			acknowledged[app] = revision

@@ -120,8 +120,10 @@ func stateDirError(err error) error {
 }
 
 // Record keeps doc, which must have a source and sorted pins, as the newest render of that source. An error means that
-// a restart would forget it; in memory it is kept all the same.
-func (l *Ledger) Record(doc lock.Document) error {
+// a restart would forget it; in memory it is kept all the same. What is in Git, because the lock of the render has all of
+// it, outlives this process and not the machine: a commit has every other Application of its repository render again, and
+// waiting for the disk took longer than such a render.
+func (l *Ledger) Record(doc lock.Document, inGit bool) error {
 	key := keyOf(doc.Source)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -131,7 +133,7 @@ func (l *Ledger) Record(doc lock.Document) error {
 		return nil
 	}
 	delete(l.saved, key)
-	if err := l.write(key+entrySuffix, doc.Format()); err != nil {
+	if err := l.write(key+entrySuffix, doc.Format(), !inGit); err != nil {
 		return fmt.Errorf("keep pins of %s: %w", doc.Source.Application, err)
 	}
 	l.saved[key] = doc
@@ -214,17 +216,19 @@ func (l *Ledger) Len() int {
 }
 
 // Probe returns why the directory cannot be written, or nil. It writes to it, and takes no lock.
-func (l *Ledger) Probe() error { return l.write(probeName, []byte("probe\n")) }
+func (l *Ledger) Probe() error { return l.write(probeName, []byte("probe\n"), true) }
 
 // write replaces a file of the ledger as a whole: whoever reads it, whenever this process dies, finds the old bytes or
-// the new ones.
-func (l *Ledger) write(name string, data []byte) error {
+// the new ones; with sync also when the machine does.
+func (l *Ledger) write(name string, data []byte, sync bool) error {
 	f, err := os.CreateTemp(l.dir, tempPattern)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
+	if _, err = f.Write(data); err == nil && sync {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), filepath.Join(l.dir, name))
 	}

@@ -42,7 +42,7 @@ func openLedger(t *testing.T, dir string) *Ledger {
 func record(t *testing.T, l *Ledger, docs ...lock.Document) {
 	t.Helper()
 	for _, d := range docs {
-		if err := l.Record(d); err != nil {
+		if err := l.Record(d, false); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -90,7 +90,7 @@ func TestLedgerWithoutDisk(t *testing.T) {
 	if err := os.Remove(dir); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Record(rendered("one", "r1", d1)); err == nil {
+	if err := l.Record(rendered("one", "r1", d1), false); err == nil {
 		t.Fatal("Record into a directory that is gone: no error")
 	}
 	if diff := cmp.Diff([]lock.Document{rendered("one", "r1", d1)}, l.Pins()); diff != "" {

@@ -207,7 +207,7 @@ func (s *Server) record(req api.ResolveRequest, results []image.Resolution) {
 	doc := lock.Merge(nil, pins) // sorted, without holds: those are the lock file's business
 	doc.Source = req.Source
 	doc.Source.RenderedAt = time.Now().UTC().Truncate(time.Second)
-	if err := s.o.Ledger.Record(*doc); err != nil {
+	if err := s.o.Ledger.Record(*doc, len(results) == 0); err != nil {
 		// The render is right and its pins are known until a restart; what suffers is that a restart forgets them.
 		s.unsaved.Inc()
 		s.o.Log.Error("pins not saved", "application", req.Source.Application, "error", err)
