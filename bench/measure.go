@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -36,10 +37,21 @@ type call struct {
 
 // once runs a call and returns its wall time in milliseconds.
 func (b *bench) once(ctx context.Context, c call) (float64, error) {
+	return b.run(ctx, c, nil)
+}
+
+// output runs a call and returns what it printed and its wall time in milliseconds.
+func (b *bench) output(ctx context.Context, c call) ([]byte, float64, error) {
+	var stdout bytes.Buffer
+	ms, err := b.run(ctx, c, &stdout)
+	return stdout.Bytes(), ms, err
+}
+
+func (b *bench) run(ctx context.Context, c call, stdout io.Writer) (float64, error) {
 	cmd := exec.CommandContext(ctx, b.program(c.args[0]), c.args[1:]...)
 	cmd.Env = b.environ(c.env)
 	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
+	cmd.Stdout, cmd.Stderr = stdout, &stderr
 	start := time.Now()
 	err := cmd.Run()
 	wall := time.Since(start)
@@ -80,12 +92,12 @@ func (b *bench) locked(ctx context.Context) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	socket, stop, err := b.serve(ctx, "")
+	p, err := b.startResolver(ctx, "", "--render-cache=0")
 	if err != nil {
 		return nil, err
 	}
-	defer stop()
-	rows, _, err := b.renders(ctx, b.runs, "example", example, socket)
+	defer p.stop()
+	rows, _, err := b.renders(ctx, b.runs, "example", example, p.socket)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +114,7 @@ func (b *bench) locked(ctx context.Context) ([]row, error) {
 		if n == manyDeployments {
 			runs = b.colds
 		}
-		more, base, err := b.renders(ctx, runs, fmt.Sprintf("%d Deployments, %d images", n, len(names)), dir, socket)
+		more, base, err := b.renders(ctx, runs, fmt.Sprintf("%d Deployments, %d images", n, len(names)), dir, p.socket)
 		if err != nil {
 			return nil, err
 		}
@@ -116,15 +128,11 @@ func (b *bench) locked(ctx context.Context) ([]row, error) {
 
 // renders measures one overlay, and returns its rows and the times of the CLI.
 func (b *bench) renders(ctx context.Context, runs int, name, dir, socket string) ([]row, []float64, error) {
-	source := []string{
-		"ARGOCD_APP_NAME=bench", "ARGOCD_APP_PROJECT_NAME=default", "ARGOCD_APP_SOURCE_REPO_URL=https://git.example.com/acme/k8s.git",
-		"ARGOCD_APP_SOURCE_TARGET_REVISION=main", "ARGOCD_APP_SOURCE_PATH=bench", "ARGOCD_APP_REVISION=0123456789abcdef0123456789abcdef01234567",
-	}
 	times, err := b.interleave(ctx, runs,
 		call{args: []string{"kustomize", "build", dir}},
 		call{args: []string{"plain", dir}},
 		call{args: []string{"digestlock", "generate", dir}},
-		call{args: []string{"digestlock", "generate", "--server=unix://" + socket, dir}, env: source})
+		call{args: []string{"digestlock", "generate", "--server=unix://" + socket, dir}, env: source(0)})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -135,6 +143,66 @@ func (b *bench) renders(ctx context.Context, runs int, name, dir, socket string)
 		{Name: name + ": generate, all in the lock", Millis: times[2], Base: base, Aim: "≤ 1.00"},
 		{Name: name + ": the same, reported to a resolver", Millis: times[3], Base: base},
 	}, base, nil
+}
+
+// source is what Argo CD says of a render at the n-th commit.
+func source(n int) []string {
+	return []string{
+		"ARGOCD_APP_NAME=bench", "ARGOCD_APP_PROJECT_NAME=default", "ARGOCD_APP_SOURCE_REPO_URL=https://git.example.com/acme/k8s.git",
+		"ARGOCD_APP_SOURCE_TARGET_REVISION=main", "ARGOCD_APP_SOURCE_PATH=bench", fmt.Sprintf("ARGOCD_APP_REVISION=%040x", n),
+	}
+}
+
+// again compares the render of a commit that changed something else, in a fresh copy of the repository as Argo CD makes it,
+// with a build by kustomize.
+func (b *bench) again(ctx context.Context) ([]row, error) {
+	large, err := b.large("again", "registry.example.com")
+	if err != nil {
+		return nil, err
+	}
+	if err := writeLock(large, imageNames("registry.example.com", images)); err != nil {
+		return nil, err
+	}
+	p, err := b.startResolver(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	defer p.stop()
+	r := row{Name: fmt.Sprintf("%d Deployments, %d images: again at another commit, inputs unchanged", deployments, images), Aim: "≤ 0.10, all remembered, byte-identical"}
+	want, _, err := b.output(ctx, call{args: []string{"digestlock", "generate", "--server=", large}})
+	if err != nil {
+		return nil, err
+	}
+	differ := 0
+	for i := range b.runs + 1 { // the first is built
+		base, err := b.once(ctx, call{args: []string{"kustomize", "build", large}})
+		if err != nil {
+			return nil, err
+		}
+		dir := filepath.Join(filepath.Dir(b.dir), fmt.Sprint("copy", i))
+		if err := os.CopyFS(dir, os.DirFS(large)); err != nil {
+			return nil, err
+		}
+		got, ms, err := b.output(ctx, call{args: []string{"digestlock", "generate", "--server=unix://" + p.socket, dir}, env: source(i)})
+		if err != nil {
+			return nil, err
+		}
+		if !bytes.Equal(got, want) {
+			differ++
+		}
+		if i > 0 {
+			r.Base, r.Millis = append(r.Base, base), append(r.Millis, ms)
+		}
+	}
+	built, err := p.metric(ctx, "digestlock_renders_remembered_total")
+	if err != nil {
+		return nil, err
+	}
+	r.Facts = fmt.Sprintf("%.0f of %d built, %d not byte-identical", built, b.runs+1, differ)
+	if built != 1 || differ > 0 {
+		b.broken = append(b.broken, r.Name+": "+r.Facts)
+	}
+	return []row{r}, nil
 }
 
 // resolve counts what a render without lock asks a registry for, through a resolver and directly.

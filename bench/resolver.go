@@ -279,6 +279,11 @@ func (p *process) rss() (now, peak float64, err error) {
 
 // mallocs returns how often the resolver has allocated since it started.
 func (p *process) mallocs(ctx context.Context) (float64, error) {
+	return p.metric(ctx, "go_memstats_mallocs_total")
+}
+
+// metric returns the value of a metric without labels.
+func (p *process) metric(ctx context.Context, name string) (float64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.address+"/metrics", nil)
 	if err != nil {
 		return 0, err
@@ -289,11 +294,11 @@ func (p *process) mallocs(ctx context.Context) (float64, error) {
 	}
 	defer func() { _ = resp.Body.Close() }()
 	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
-		if v, ok := strings.CutPrefix(lines.Text(), "go_memstats_mallocs_total "); ok {
+		if v, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
 			return strconv.ParseFloat(v, 64)
 		}
 	}
-	return 0, errors.New("/metrics has no go_memstats_mallocs_total")
+	return 0, fmt.Errorf("/metrics has no %s", name)
 }
 
 // freePort returns an address of the loopback interface that nobody listens on.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net/http"
 	"path/filepath"
 	"regexp"
@@ -145,6 +146,55 @@ func TestPushToRollback(t *testing.T) {
 	if !strings.Contains(message, image) {
 		t.Errorf("the error does not name %s:\n%s", image, message)
 	}
+}
+
+// TestRememberedRender: Argo CD unpacks each render into another directory, and a commit that changes something else has it
+// render again. Neither costs a build, and neither changes a byte.
+func TestRememberedRender(t *testing.T) {
+	s := newStack(t)
+	s.registry.push(t, serverLatest)
+	s.mustRender(t, dev, s.git.head(t))
+	s.companion(t)
+	locked := s.git.head(t)
+	if n := s.remembered(t); n != (remembered{}) {
+		t.Fatalf("%+v before the lock decided, want none", n)
+	}
+	want := s.mustRender(t, dev, locked)
+	if n := s.remembered(t); n != (remembered{absent: 1, built: 1}) {
+		t.Errorf("%+v after the first render", n)
+	}
+	if got := s.mustRender(t, dev, locked); !slices.Equal(got, want) {
+		t.Errorf("second render: manifests = %q, want %q", got, want)
+	}
+	commit := s.git.commit(t, "docs: say more", map[string]string{"README.md": "something else\n"})
+	if got := s.mustRender(t, dev, commit); !slices.Equal(got, want) {
+		t.Errorf("another commit: manifests = %q, want %q", got, want)
+	}
+	if n := s.remembered(t); n != (remembered{absent: 1, found: 2, built: 1}) {
+		t.Errorf("%+v after three renders: the second and the third were built", n)
+	}
+	if _, body := s.call(t, http.MethodGet, "/v1/pins", "", "s3cret"); !strings.Contains(body, commit) {
+		t.Errorf("pins = %s, want the commit that was not built, %s", body, commit)
+	}
+}
+
+// remembered is what the resolver's metrics say of renders: how many asked and found something, or nothing, and how many
+// were built and are remembered since.
+type remembered struct{ found, absent, built int }
+
+func (s *stack) remembered(t *testing.T) (n remembered) {
+	t.Helper()
+	_, metrics := s.call(t, http.MethodGet, "/metrics", "", "")
+	for series, into := range map[string]*int{
+		`digestlock_renders_recalled_total{outcome="found"}`: &n.found, `digestlock_renders_recalled_total{outcome="absent"}`: &n.absent,
+		`digestlock_renders_remembered_total`: &n.built,
+	} {
+		_, after, ok := strings.Cut(metrics, "\n"+series+" ")
+		if _, err := fmt.Sscan(after, into); err != nil || !ok {
+			t.Fatalf("no %s in the metrics: %v", series, err)
+		}
+	}
+	return n
 }
 
 // checkCommit checks that main is one commit ahead of parent, that this commit does what the companion promises for

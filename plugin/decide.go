@@ -136,16 +136,30 @@ func (r Render) atTip() bool {
 // report tells the resolver's ledger about a render that was decided by its lock alone. The render is right without
 // that, so that a resolver that is away or slow is none of its business.
 func (r Render) report(ctx context.Context, decisions []Decision) {
-	if r.Source == nil || r.DryRun || r.Settings.Mode == Locked || slices.ContainsFunc(decisions, func(d Decision) bool { return d.By != ByLock }) {
+	if r.Source == nil || r.DryRun || r.Settings.Mode == Locked || !lockDecides(decisions) {
 		return // nobody to report to or not to be reported, nothing to do with the resolver, or the resolver was asked and knows
 	}
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
+	_, _ = r.Resolver.Resolve(ctx, r.Source, pins(decisions), nil)
+}
+
+// lockDecides reports whether the lock alone decided.
+func lockDecides(decisions []Decision) bool {
+	return !slices.ContainsFunc(decisions, func(d Decision) bool { return d.By != ByLock })
+}
+
+func byLock(p lock.Pin) Decision {
+	return Decision{Image: p.Image, Digest: p.Digest, By: ByLock, At: p.ResolvedAt, Locked: p.Digest}
+}
+
+// pins are what the lock decided.
+func pins(decisions []Decision) []lock.Pin {
 	pins := make([]lock.Pin, len(decisions))
 	for i, d := range decisions {
 		pins[i] = lock.Pin{Image: d.Image, Digest: d.Digest, ResolvedAt: d.At}
 	}
-	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
-	defer cancel()
-	_, _ = r.Resolver.Resolve(ctx, r.Source, pins, nil)
+	return pins
 }
 
 // failures returns one error that lists every image without digest, so that people mend all of them in one go: those

@@ -63,8 +63,8 @@ type Summary struct {
 	Jobs     int // Jobs that carry one of them: immutable, so that their sync fails once the digest moves
 }
 
-func summarise(decisions []Decision, jobs []string) Summary {
-	s := Summary{Pinned: len(decisions), Jobs: len(jobs)}
+func summarise(decisions []Decision, jobs int) Summary {
+	s := Summary{Pinned: len(decisions), Jobs: jobs}
 	for _, d := range decisions {
 		switch d.By {
 		case ByLock, ByHold:
@@ -98,6 +98,9 @@ type Render struct {
 	Manifests io.Reader    // what somebody else rendered, pinned in place of an overlay; the lock is still the one in Dir
 	DryRun    bool         // the resolver is asked as ever, and records nothing of this render
 	Progress  func(string) // told, unless nil, what the render is busy with
+
+	Renders Renders // remember what was rendered; nil for nobody
+	Program string  // tells this program from another version of it, for Renders
 }
 
 // Result is what a render gave.
@@ -113,6 +116,11 @@ func (r Render) Generate(ctx context.Context) (Result, error) {
 		source := *r.Source
 		source.Mode = string(r.Settings.Mode)
 		r.Source = &source
+	}
+	was, key := r.recall(ctx)
+	if was != nil {
+		r.report(ctx, was.Decisions)
+		return *was, nil
 	}
 	p, err := r.plan(ctx)
 	if err != nil {
@@ -132,13 +140,19 @@ func (r Render) Generate(ctx context.Context) (Result, error) {
 	defer reporting.Wait()
 	reporting.Go(func() { r.report(ctx, p.decisions) }) // while the output is written
 	manifests, err := p.output.YAML()
-	return Result{Manifests: manifests, Summary: summarise(p.decisions, p.pins.Jobs()), Decisions: p.decisions}, err
+	if err != nil {
+		return Result{}, err
+	}
+	res := Result{Manifests: manifests, Summary: summarise(p.decisions, len(p.pins.Jobs())), Decisions: p.decisions}
+	r.remember(ctx, key, p, res)
+	return res, nil
 }
 
 // planned is a render that is decided and not written yet.
 type planned struct {
 	output    *render.Output
 	lock      *lock.Document // nil when there is none
+	lockText  []byte         // its bytes
 	pins      *pin.Plan
 	decisions []Decision // one per image of pins, in its order
 }
@@ -169,7 +183,7 @@ func (r Render) find(ctx context.Context) (planned, error) {
 	if err != nil {
 		return planned{}, err
 	}
-	locked, _, err := ReadLock(r.Dir)
+	locked, text, err := ReadLock(r.Dir)
 	if err != nil {
 		return planned{}, err
 	}
@@ -185,7 +199,7 @@ func (r Render) find(ctx context.Context) (planned, error) {
 	if err != nil {
 		return planned{}, err
 	}
-	return planned{output: out, lock: locked, pins: pins}, nil
+	return planned{output: out, lock: locked, lockText: text, pins: pins}, nil
 }
 
 func (r Render) build(ctx context.Context) (*render.Output, error) {
@@ -215,30 +229,39 @@ func (r Render) progress(text string) {
 	}
 }
 
-// ReadLock returns the lock beside the overlay in dir and its bytes, nil when there is none. A link is refused: its target
-// may be any file of the sidecar, and the error would show what is in it.
+// ReadLock returns the lock beside the overlay in dir and its bytes, nil when there is none. A link is an error.
 func ReadLock(dir string) (*lock.Document, []byte, error) {
+	data, err := readLock(dir)
+	if data == nil || err != nil {
+		return nil, nil, err
+	}
+	d, err := lock.Parse(lock.FileName, data)
+	return d, data, err
+}
+
+// readLock returns the bytes of the lock in dir, nil when there is none and not for an empty one. A link is refused: its
+// target may be any file of the sidecar, and the error would show what is in it.
+func readLock(dir string) ([]byte, error) {
 	name := filepath.Join(dir, lock.FileName)
 	info, err := os.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, nil
+		return nil, nil
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, nil, fault.New(fault.LockNotAFile, "replace it by a regular file, or delete it and let the companion write it anew",
+		return nil, fault.New(fault.LockNotAFile, "replace it by a regular file, or delete it and let the companion write it anew",
 			"%s is not a regular file", lock.FileName)
 	}
 	f, err := os.Open(name)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer func() { _ = f.Close() }()
 	data, err := io.ReadAll(io.LimitReader(f, lock.MaxSize+1))
 	if err != nil {
-		return nil, nil, fmt.Errorf("read %s: %w", lock.FileName, err)
+		return nil, fmt.Errorf("read %s: %w", lock.FileName, err)
 	}
-	d, err := lock.Parse(lock.FileName, data)
-	return d, data, err
+	return data, nil
 }

@@ -31,7 +31,7 @@ Runs the resolver: it looks tags up in their registries for "digestlock generate
 ledger of what was rendered for the companion. It runs in a container of its own beside the plugin, with the registry
 credentials (DOCKER_CONFIG, --credentials-dir, --cloud-credentials) that the plugin must not have.
 
-On the socket:  POST /v1/resolve
+On the socket:  POST /v1/resolve, GET and PUT /v1/renders/…
 On TCP:         GET /healthz /readyz /metrics, with a bearer token what is below /v1, for the companion, and with a secret of
                 its sender's POST /webhook/SENDER, see docs/webhooks.md
 On both:        POST /flush?image=registry.example.com/team/app:latest (repeatable; without tag: all tags), with a
@@ -51,6 +51,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	revalidate := flags.Duration("stale-while-revalidate", 0, "past --ttl, answer this long at once with the last digest, marked stale, while the registry is asked; 0 is never: whoever asks waits for the registry")
 	window := flags.Duration("refresh-window", 2*time.Minute, "ask the registry shortly before --ttl ends for what was used within this time, so that nobody waits for it; 0 is never")
 	size := flags.Int("cache-size", 10_000, "references to remember")
+	renders := flags.Int("render-cache", 32, "MiB of renders to remember, so that an overlay which has not changed since is not built again; 0 is none")
 	timeout := flags.Duration("lookup-timeout", 10*time.Second, "give a registry this long for one reference")
 	registries := registryFlags(flags)
 	redis := redisFlags(flags)
@@ -63,7 +64,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	}
 	for name, bad := range map[string]bool{
 		"ttl": *ttl <= 0, "cache-size": *size <= 0, "lookup-timeout": *timeout <= 0, "stale-if-error": *stale < 0,
-		"stale-while-revalidate": *revalidate < 0, "refresh-window": *window < 0, "registry-qps": registries.QPS <= 0,
+		"stale-while-revalidate": *revalidate < 0, "refresh-window": *window < 0, "registry-qps": registries.QPS <= 0, "render-cache": *renders < 0,
 	} {
 		if bad {
 			return cli.Usage("see \"digestlock serve --help\"", "--%s is out of range", name)
@@ -121,9 +122,13 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	if unix == nil && tcp == nil {
 		return cli.Usage("give --socket, --listen or both", "nothing to listen on")
 	}
+	var rendered *cache.Blobs
+	if *renders > 0 {
+		rendered = cache.NewBlobs(*renders << 20)
+	}
 	log.Info("serving", "version", buildVersion, "socket", *socket, "listen", address(tcp), "sources", ledger.Len())
 	err = daemon.New(daemon.Options{
-		Resolver: lookups, Origins: cache.NewOrigins(client), Scope: keychain.Scope, Ledger: ledger, Keys: keys, Log: log, Metrics: metrics,
+		Resolver: lookups, Origins: cache.NewOrigins(client), Scope: keychain.Scope, Ledger: ledger, Renders: rendered, Keys: keys, Log: log, Metrics: metrics,
 	}).Serve(ctx, unix, tcp)
 	log.Info("stopped")
 	return err

@@ -133,6 +133,35 @@ func (c *Client) Pins(ctx context.Context) ([]lock.Document, error) {
 	return res.Sources, err
 }
 
+// Recall returns what was remembered under key, 64 hex digits, and nil for nothing. It is not ok when the resolver remembers
+// nothing, is too old to, or cannot be asked.
+func (c *Client) Recall(ctx context.Context, key string) (data []byte, ok bool) {
+	status, data, err := c.exchange(ctx, http.MethodGet, rendersPath+key, nil)
+	switch {
+	case err == nil && status == http.StatusOK:
+		return data, true
+	case err == nil && status == http.StatusNoContent:
+		return nil, true
+	}
+	return nil, false
+}
+
+// Remember has the resolver remember data under key, unless that is too large. What comes of it is not the caller's business.
+func (c *Client) Remember(ctx context.Context, key string, data []byte) {
+	if len(data) > MaxBody {
+		return
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, c.base+rendersPath+key, bytes.NewReader(data))
+	if err != nil {
+		return
+	}
+	if res, err := c.http.Do(req); err == nil {
+		_ = res.Body.Close()
+	}
+}
+
+const rendersPath = "/v1/renders/"
+
 // Origins asks where images come from, by the project whose credentials may read them; each reference has a tag and a
 // digest. It returns what could be read, by reference: nothing from a resolver that is too old to know.
 func (c *Client) Origins(ctx context.Context, images map[string][]image.Ref) (map[string]image.Origin, error) {

@@ -10,15 +10,19 @@ import (
 
 // metrics are what the server measures. docs/metrics.md explains each.
 type metrics struct {
-	answers *prometheus.CounterVec
-	unsaved prometheus.Counter
+	answers    *prometheus.CounterVec
+	unsaved    prometheus.Counter
+	recalled   *prometheus.CounterVec
+	remembered prometheus.Counter
 }
 
-// What a reference was answered with, in the metric.
+// What a reference was answered with, and whether a render was remembered, in the metrics.
 const (
 	fresh  = "fresh"
 	stale  = "stale"
 	failed = "failed"
+	found  = "found"
+	absent = "absent"
 )
 
 func newMetrics(r prometheus.Registerer) metrics {
@@ -30,11 +34,20 @@ func newMetrics(r prometheus.Registerer) metrics {
 		unsaved: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "digestlock_ledger_write_failures_total", Help: "Renders whose pins could not be kept on disk.",
 		}),
+		recalled: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "digestlock_renders_recalled_total", Help: "Renders that asked for what was rendered before, by whether there was anything: found or absent.",
+		}, []string{"outcome"}),
+		remembered: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "digestlock_renders_remembered_total", Help: "Renders that were built and are remembered, in place of what was found where that was another.",
+		}),
+	}
+	for _, outcome := range []string{found, absent} {
+		m.recalled.WithLabelValues(outcome)
 	}
 	for _, outcome := range []string{fresh, stale, failed} {
 		m.answers.WithLabelValues(outcome) // a rate needs a series that begins at 0
 	}
-	r.MustRegister(m.answers, m.unsaved)
+	r.MustRegister(m.answers, m.unsaved, m.recalled, m.remembered)
 	return m
 }
 
@@ -53,6 +66,18 @@ func (s *Server) observeLedger() {
 			return 1
 		}),
 	)
+}
+
+// observeRenders adds what is remembered of renders.
+func (s *Server) observeRenders() {
+	s.o.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "digestlock_renders_bytes", Help: "Memory that remembered renders take.",
+	}, func() float64 {
+		if s.o.Renders == nil {
+			return 0
+		}
+		return float64(s.o.Renders.Size())
+	}))
 }
 
 // answered counts what a request for references came to.

@@ -42,6 +42,7 @@ type Options struct {
 	Origins  cache.OriginReader          // where images come from; nil when nobody may ask
 	Scope    func(project string) string // whose credentials a project's images are looked up with; nil is everybody's
 	Ledger   *Ledger
+	Renders  *cache.Blobs // what was rendered, for the plugin; nil when nothing is to be remembered
 	Keys     door.Keys
 	Log      *slog.Logger
 	Metrics  *prometheus.Registry
@@ -64,6 +65,7 @@ func New(o Options) *Server {
 		Backend: backend{o.Resolver, o.Ledger}, Keys: o.Keys, Health: s.health, Log: o.Log, Metrics: o.Metrics,
 	})
 	s.observeLedger()
+	s.observeRenders()
 	return s
 }
 
@@ -98,6 +100,10 @@ func (b backend) Invalidate(targets []image.Target) *int {
 func (s *Server) local() *http.ServeMux {
 	mux := s.door.Inside()
 	mux.Handle("POST /v1/resolve", s.resolve())
+	if s.o.Renders != nil {
+		mux.Handle("GET /v1/renders/{key}", s.recall())
+		mux.Handle("PUT /v1/renders/{key}", s.remember())
+	}
 	return mux
 }
 

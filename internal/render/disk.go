@@ -43,7 +43,7 @@ var (
 func jail(dir string) string {
 	up := dir
 	for {
-		if _, err := os.Lstat(filepath.Join(up, ".git")); err == nil || filepath.Base(filepath.Dir(up)) == "_cmp_server" {
+		if _, err := os.Lstat(filepath.Join(up, ".git")); err == nil || unpacked(up) {
 			return up
 		}
 		if filepath.Dir(up) == up {
@@ -57,6 +57,9 @@ func jail(dir string) string {
 	return up
 }
 
+// unpacked reports whether root is the copy of a repository that argocd-cmp-server made for one render.
+func unpacked(root string) bool { return filepath.Base(filepath.Dir(root)) == "_cmp_server" }
+
 // disk is the file system of one build: regular files below root and below fetched bases, up to its limits. A build needs CleanedAbs and
 // ReadFile; for all else there is an empty file system in memory, so that nothing can be listed or written.
 type disk struct {
@@ -68,6 +71,7 @@ type disk struct {
 	refused error // the first file that could not be read: krusty passes over a kustomization that it cannot read
 
 	remotes *remotes // nil when none are allowed
+	seen    observed
 
 	edited         map[string][]byte // what the parameters make of a kustomization, by path
 	kustomizations []file
@@ -83,25 +87,30 @@ type file struct {
 func newDisk(root string, l limits) *disk {
 	return &disk{
 		FileSystem: filesys.MakeFsInMemory(), root: filesys.ConfirmedDir(root), limits: l,
-		clean: map[string]bool{}, edited: map[string][]byte{}, configurations: map[string][]byte{},
+		clean: map[string]bool{}, edited: map[string][]byte{}, configurations: map[string][]byte{}, seen: observed{known: map[fact]bool{}},
 	}
 }
 
 // CleanedAbs resolves all links. It is the door to the disk: krusty asks here for each file and each base.
 func (d *disk) CleanedAbs(name string) (filesys.ConfirmedDir, string, error) {
-	real, err := d.resolve(name)
+	real, info, err := d.stat(name)
+	d.saw(name, real, info, nil, err)
 	if err != nil {
 		return "", "", fmt.Errorf("evalsymlink failure on '%s' : %w", name, err) // as krusty's own says it, see rewrites
-	}
-	info, err := os.Stat(real)
-	if err != nil {
-		return "", "", err
 	}
 	if info.IsDir() {
 		return filesys.ConfirmedDir(real), "", nil
 	}
 	d.clean[real] = true
 	return filesys.ConfirmedDir(filepath.Dir(real)), filepath.Base(real), nil
+}
+
+// stat returns where name really is, and what is there.
+func (d *disk) stat(name string) (real string, info os.FileInfo, err error) {
+	if real, err = d.resolve(name); err == nil {
+		info, err = os.Stat(real)
+	}
+	return real, info, err
 }
 
 // resolve returns where name really is. What is outside is not looked at: an error would tell whether it exists.
@@ -183,6 +192,7 @@ func (d *disk) read(name string) ([]byte, error) {
 		return nil, err
 	}
 	data, err := os.ReadFile(name)
+	d.saw(name, name, info, data, err)
 	if err != nil {
 		return nil, fault.New(fault.FileUnreadable, "make the file readable", "%w", err)
 	}

@@ -90,7 +90,7 @@ func (d *disk) local(f file, entry string) (string, error) {
 	b, err := d.remotes.base(entry)
 	switch {
 	case err == nil:
-		d.remotes.bases[b.Root] = b
+		d.remotes.bases[b.Root], d.seen.beyond = b, true
 		return filepath.Rel(dir, filepath.Join(b.Root, b.Path))
 	case !errors.Is(err, remotebase.ErrNotListed):
 		return "", err
@@ -126,6 +126,7 @@ func (w web) RoundTrip(req *http.Request) (*http.Response, error) {
 	if w.remotes == nil {
 		return nil, errRemote
 	}
+	w.seen.beyond = true
 	address := req.URL.String()
 	data, err := w.remotes.file(address, w.limits.file)
 	if errors.Is(err, remotebase.ErrNotListed) {

@@ -41,6 +41,7 @@ type Output struct {
 	objects        []*yaml.Node
 	encode         func() ([]byte, error)
 	configurations map[string][]byte
+	inputs         *Inputs
 	maxBytes       int
 }
 
@@ -109,7 +110,7 @@ func buildWithin(ctx context.Context, dir string, o Options, l limits) (*Output,
 		if err := d.origins(r.m); err != nil {
 			return nil, err
 		}
-		return &Output{objects: objects(r.m), encode: r.m.AsYaml, configurations: d.configurations, maxBytes: l.output}, nil
+		return &Output{objects: objects(r.m), encode: r.m.AsYaml, configurations: d.configurations, inputs: d.inputs(dir, o), maxBytes: l.output}, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("kustomize build: %w", context.Cause(ctx))
 	}
