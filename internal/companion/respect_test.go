@@ -279,3 +279,35 @@ func TestNoHistory(t *testing.T) {
 	once(t, f.Companion, 1)
 	wantHold(t, f.repo, server, 2, 0, "")
 }
+
+// TestBranchAnew: a branch that was deleted and made anew has lost nothing that a person would have taken back.
+func TestBranchAnew(t *testing.T) {
+	t.Parallel()
+	for name, restart := range map[string]bool{"by the same process": false, "after a restart": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := start(t, map[string]string{"app/kustomization.yaml": overlay})
+			f.repo.Git(t, "branch", "preview", "main")
+			f.replica.rendered(f.repo.URL, "preview", "app", "backend", pin(server, 1))
+			f.replica.sees(pin(server, 1))
+			once(t, f.Companion, 1)
+			f.repo.Git(t, "update-ref", "refs/heads/main", "preview")
+			f.replica.sees(pin(server, 2))
+			once(t, f.Companion, 1)
+			f.repo.Git(t, "branch", "-D", "preview")
+			once(t, f.Companion, 0)
+			if got := f.repo.Git(t, "for-each-ref", "refs/digestlock/preview"); got != "" {
+				t.Errorf("the branch is gone, its mark is not: %s", got)
+			}
+			f.repo.Git(t, "branch", "preview", "main")
+			if restart {
+				f.restarted(t)
+			}
+			once(t, f.Companion, 1)
+			wantPins(t, f.repo, "preview", "app", map[string]int{server: 2})
+			if text := show(t, f.repo, "preview", app); strings.Contains(text, "hold") {
+				t.Errorf("held at once:\n%s", text)
+			}
+		})
+	}
+}

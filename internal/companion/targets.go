@@ -117,12 +117,14 @@ func (c *Companion) targets(ctx context.Context, server slots, all []*followed, 
 		defer cancel()
 		tips[i], errs[i] = f.repositories[0].Remote.Read(ctx, f.revision)
 	})
+	c.sweep(ctx, all)
 	byBranch := map[string]*target{}
 	for i, f := range all {
 		log := c.o.Log.With("repository", f.repositories[0].URL, "revision", f.revision)
 		switch {
 		case errors.Is(errs[i], gitrepo.ErrBranch):
 			fixed += len(f.sources)
+			c.gone(f.repositories[0], strings.TrimPrefix(f.revision, "refs/heads/"))
 			log.Info("nothing to write, the target revision is not a branch", "reason", errs[i], "code", fault.CodeOf(errs[i]), "hint", fault.Hint(errs[i]))
 			continue
 		case errs[i] != nil:
@@ -148,6 +150,36 @@ func (c *Companion) targets(ctx context.Context, server slots, all []*followed, 
 		targets = append(targets, byBranch[k])
 	}
 	return targets, fixed, problems
+}
+
+// sweep forgets branches that are gone, here and at the server: one that is made anew under the name of an old one has lost
+// nothing that a person would have taken back.
+func (c *Companion) sweep(ctx context.Context, all []*followed) {
+	done := map[*gitrepo.Remote]bool{}
+	for _, f := range all {
+		r := f.repositories[0]
+		if done[r.Remote] {
+			continue
+		}
+		done[r.Remote] = true
+		ctx, cancel := within(ctx, readTimeout)
+		branches, err := r.Remote.Sweep(ctx)
+		cancel()
+		if err != nil {
+			c.o.Log.Warn("marks of branches that are gone stay", "repository", r.URL, "error", err)
+		}
+		for _, b := range branches {
+			c.o.Log.Info("branch is gone, and its mark now, too", "repository", r.URL, "branch", b)
+			c.gone(r, b)
+		}
+	}
+}
+
+// gone forgets a branch.
+func (c *Companion) gone(r Repository, branch string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.branches, (&target{repository: r, branch: branch}).key())
 }
 
 // sources returns what has a lock to be kept. Where the Applications are known, renders of others are refused: whoever

@@ -277,7 +277,11 @@ func (s *Snapshot) pushByGit(ctx context.Context, req *packp.ReferenceUpdateRequ
 			lease += s.names.hex(c.Old)
 		}
 		args = append(args, lease)
-		refs = append(refs, s.names.hex(c.New)+":"+c.Name.String())
+		ref := ":" + c.Name.String()
+		if !c.New.IsZero() {
+			ref = s.names.hex(c.New) + ref
+		}
+		refs = append(refs, ref)
 	}
 	report, words, err := w.talk(ctx, "", append(append(args, "origin"), refs...)...)
 	closed := w.close()
@@ -311,6 +315,9 @@ func (w *workspace) fill(s *Snapshot, objects *memory.Storage) error {
 		if err != nil {
 			return err
 		}
+	}
+	if objects == nil {
+		return nil
 	}
 	for _, o := range objects.Objects {
 		if err := w.write(o); err != nil {

@@ -66,6 +66,8 @@ type Remote struct {
 	mu      sync.Mutex // guards what follows
 	last    map[plumbing.ReferenceName]reading
 	refused map[plumbing.ReferenceName]error // marks, by branch
+	orphans []plumbing.ReferenceName         // branches that had a mark and nothing else when refs were listed last
+	keeps   bool                             // orphans, whatever is asked
 	sha256  bool                             // the kind of names, once refs were listed
 }
 
@@ -104,8 +106,7 @@ func (r *Remote) Read(ctx context.Context, branch string) (*Snapshot, error) {
 func (r *Remote) Own(ctx context.Context, branch string) (*Snapshot, error) {
 	s, err := r.Read(ctx, branch)
 	if errors.Is(err, ErrBranch) {
-		s, err = newSnapshot(r, plumbing.NewBranchReferenceName(branch), plumbing.ZeroHash, capability.NewList(), &names{sha256: r.hasLongNames()}), nil
-		s.endpoint = r.endpoint
+		s, err = r.empty(plumbing.NewBranchReferenceName(branch)), nil
 	}
 	if err != nil {
 		return nil, err
@@ -113,6 +114,13 @@ func (r *Remote) Own(ctx context.Context, branch string) (*Snapshot, error) {
 	own := *s
 	own.own = true
 	return &own, nil
+}
+
+// empty is a snapshot without a commit.
+func (r *Remote) empty(branch plumbing.ReferenceName) *Snapshot {
+	s := newSnapshot(r, branch, plumbing.ZeroHash, capability.NewList(), &names{sha256: r.hasLongNames()})
+	s.endpoint = r.endpoint
+	return s
 }
 
 // read returns a nil snapshot when it fails before there is a tip to fetch, and the snapshot with the error after.
@@ -124,6 +132,7 @@ func (r *Remote) read(ctx context.Context, branch string) (*Snapshot, error) {
 		return nil, err
 	}
 	defer session.Close()
+	r.noteOrphans(refs)
 	name, tip, err := resolve(refs, branch)
 	if err != nil {
 		return nil, err

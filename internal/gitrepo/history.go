@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/bits"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
@@ -84,6 +85,68 @@ func (s *Snapshot) Mark(ctx context.Context) error {
 		return s.remote.explain(ctx, "mark a branch of", err)
 	}
 	return nil
+}
+
+func (r *Remote) noteOrphans(refs *packp.AdvRefs) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.orphans = orphans(refs)
+}
+
+// orphans returns the branches that have a mark and nothing else.
+func orphans(refs *packp.AdvRefs) []plumbing.ReferenceName {
+	var found []plumbing.ReferenceName
+	for name := range refs.References {
+		short, ok := strings.CutPrefix(name, marks)
+		if branch := plumbing.NewBranchReferenceName(short); ok && refs.References[branch.String()].IsZero() {
+			found = append(found, branch)
+		}
+	}
+	slices.Sort(found)
+	return found
+}
+
+// Sweep deletes the marks of branches that are gone, of which Read saw some when it listed the refs last, and returns the short
+// names of those branches. A branch that is made anew under such a name has a history of its own, which the mark knows nothing of.
+// Without such marks it asks the server for nothing, and a server that has refused for nothing more.
+func (r *Remote) Sweep(ctx context.Context) (branches []string, err error) {
+	r.mu.Lock()
+	nothing := len(r.orphans) == 0 || r.keeps
+	r.orphans = nil
+	r.mu.Unlock()
+	if nothing {
+		return nil, nil
+	}
+	ctx, cancel := deadline(ctx)
+	defer cancel()
+	if branches, err = r.sweep(ctx); err == nil {
+		return branches, nil
+	}
+	refused, _ := errors.AsType[*refusal](err)
+	err = r.explain(ctx, "delete marks of branches that are gone of", err)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.keeps = refused != nil || errors.Is(err, ErrAuth)
+	return nil, err
+}
+
+func (r *Remote) sweep(ctx context.Context) (branches []string, err error) {
+	s := r.empty("")
+	session, refs, err := s.receiver(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer session.Close()
+	req := packp.NewReferenceUpdateRequestFromCapabilities(refs.Capabilities)
+	for _, branch := range orphans(refs) {
+		name := markName(branch)
+		req.Commands = append(req.Commands, &packp.Command{Name: name, Old: refs.References[name.String()], New: plumbing.ZeroHash})
+		branches = append(branches, branch.Short())
+	}
+	if len(branches) == 0 {
+		return nil, nil
+	}
+	return branches, s.exchange(ctx, session, refs, req, nil)
 }
 
 // Marked returns the commit that the branch's mark stood at when s was read, reachable from the branch or not, and nil

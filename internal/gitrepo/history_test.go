@@ -267,6 +267,53 @@ func testMarkStaysWithBranch(t *testing.T, https starter) {
 	}
 }
 
+// TestSweep: the marks of branches that are gone go, and no other; where there are none, or the server wants to keep them, it
+// is not asked.
+func TestSweep(t *testing.T) {
+	t.Parallel()
+	for name, start := range kinds() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := start(t)
+			repo := server.Create(t, "repo.git", seed())
+			r := open(t, repo.URL, server.Auth)
+			sweep := func(want ...string) {
+				t.Helper()
+				if got, err := r.Sweep(t.Context()); err != nil || !slices.Equal(got, want) {
+					t.Errorf("Sweep() = %q, %v, want %q", got, err, want)
+				}
+			}
+			for _, branch := range []string{"feature/a", "feature/b"} {
+				repo.Git(t, "branch", branch, "main")
+				push(t, read(t, r, branch), marking("a: 2\n"))
+			}
+			tip := push(t, read(t, r, "main"), marking("a: 3\n"))
+			read(t, r, "main")
+			sweep()
+
+			repo.Git(t, "branch", "-D", "feature/a", "feature/b")
+			if _, err := r.Read(t.Context(), "feature/a"); !errors.Is(err, gitrepo.ErrBranch) {
+				t.Fatalf("Read of a branch that is gone: %v", err)
+			}
+			repo.Hook(t, "update", `case "$1" in refs/digestlock/*) echo "kept here" >&2; exit 1;; esac`)
+			if got, err := r.Sweep(t.Context()); len(got) > 0 || err == nil || !strings.Contains(err.Error(), "kept here") && !strings.Contains(err.Error(), "hook declined") {
+				t.Errorf("Sweep of what the server keeps = %q, %v", got, err)
+			}
+			repo.Hook(t, "update", "")
+			read(t, r, "main")
+			sweep()
+			r = open(t, repo.URL, server.Auth)
+			read(t, r, "main")
+			sweep("feature/a", "feature/b")
+			if got := repo.Git(t, "for-each-ref", "--format=%(refname) %(objectname)", "refs/digestlock"); got != mark+" "+tip {
+				t.Errorf("marks are %q, want that of main", got)
+			}
+			read(t, r, "main")
+			sweep()
+		})
+	}
+}
+
 // TestMarkMovedMeanwhile: that the mark is elsewhere costs this push its mark, and no other.
 func TestMarkMovedMeanwhile(t *testing.T) {
 	t.Parallel()

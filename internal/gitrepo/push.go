@@ -343,21 +343,23 @@ func (s *Snapshot) receiver(ctx context.Context) (transport.ReceivePackSession, 
 	return session, refs, nil
 }
 
-// exchange sends req with the objects, and returns a *refusal when the server says that it did not do all of it.
+// exchange sends req with the objects, nil where it only deletes, and returns a *refusal when the server says that it did not do all of it.
 func (s *Snapshot) exchange(ctx context.Context, session transport.ReceivePackSession, refs *packp.AdvRefs, req *packp.ReferenceUpdateRequest, objects *memory.Storage) error {
 	if s.byGit() {
 		return s.pushByGit(ctx, req, objects)
 	}
-	pack, err := pack(objects)
-	if err != nil {
-		return err
+	if objects != nil {
+		pack, err := pack(objects)
+		if err != nil {
+			return err
+		}
+		req.Packfile = io.NopCloser(pack)
 	}
 	var words tail
 	if refs.Capabilities.Supports(capability.Sideband64k) {
 		must(req.Capabilities.Set(capability.Sideband64k))
 		req.Progress = &words
 	}
-	req.Packfile = io.NopCloser(pack)
 	report, err := session.ReceivePack(ctx, req)
 	if report == nil {
 		if err == nil {
