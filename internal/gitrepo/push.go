@@ -80,7 +80,69 @@ func (s *Snapshot) Push(ctx context.Context, c Change) (commit string, err error
 	if err := s.push(ctx, m, objects); err != nil {
 		return "", s.remote.explain(ctx, "push to", err)
 	}
+	if c.Onto == "" && !s.commit.IsZero() {
+		s.pushed(hash, objects)
+	}
 	return s.names.hex(hash), nil
+}
+
+// pushed remembers the branch at a commit that was built on s and pushed, as a fetch of it would have it: whoever reads the
+// branch next, and finds it there, has to fetch nothing. Where something is missing that is left to the fetch. So it is
+// for SHA-256 repositories, where each fetch begins with new names and forgets the old ones, and for servers that are not
+// shallow, where a fetch brings the history too.
+func (s *Snapshot) pushed(commit plumbing.Hash, objects *memory.Storage) {
+	if s.names.sha256 || !s.caps.Supports(capability.Shallow) {
+		return
+	}
+	c, err := object.GetCommit(objects, commit)
+	if err != nil {
+		return
+	}
+	next := *s
+	next.commit, next.tree, next.root, next.generations, next.own = commit, c.TreeHash, commit, 1, false
+	next.store = &store{names: &names{}, objects: memory.NewStorage(), depth: 1}
+	if next.carry(commit, objects, s.store) && next.carryTree(c.TreeHash, objects, s.store) {
+		s.remote.mu.Lock()
+		defer s.remote.mu.Unlock()
+		s.remote.remember(&next)
+	}
+}
+
+// carryTree copies a tree with all that is known below it. It reports whether all trees are.
+func (s *Snapshot) carryTree(tree plumbing.Hash, added *memory.Storage, before *store) bool {
+	if !s.carry(tree, added, before) {
+		return false
+	}
+	entries, err := s.entries(tree)
+	if err != nil {
+		return false
+	}
+	for _, e := range entries {
+		switch e.Mode {
+		case filemode.Submodule:
+		case filemode.Dir:
+			if !s.carryTree(e.Hash, added, before) {
+				return false
+			}
+		default:
+			s.carry(e.Hash, added, before)
+		}
+	}
+	return true
+}
+
+// carry copies one object, and reports whether it is known.
+func (s *Snapshot) carry(h plumbing.Hash, added *memory.Storage, before *store) bool {
+	o, ok := added.Objects[h]
+	if !ok {
+		before.mu.Lock()
+		o, ok = before.objects.Objects[h]
+		before.mu.Unlock()
+	}
+	if ok {
+		_, _ = s.objects.SetEncodedObject(o) // into memory
+	}
+	return ok
 }
 
 // build makes the commit and the objects that only it has.
