@@ -175,13 +175,17 @@ func (in *installation) startCompanion(t *testing.T, addr string, flags ...strin
 		"--listen", addr, "--token-file", in.frontDoor,
 	}, flags...)...)
 	cmd.Env = []string{"HOME=" + in.dir}
-	log := filepath.Join(in.dir, strings.ReplaceAll(addr, ":", "-")+".log")
+	log := in.companionLog(addr)
 	if in.companions[addr] == nil {
 		showLog(t, log)
 	}
 	p := start(t, cmd, log)
 	p.waitReady(t, func(ctx context.Context) error { return checkOK(ctx, "http://"+addr+"/readyz") })
 	in.companions[addr] = p
+}
+
+func (in *installation) companionLog(addr string) string {
+	return filepath.Join(in.dir, strings.ReplaceAll(addr, ":", "-")+".log")
 }
 
 // holder is who holds the lease; "" for nobody.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/pem"
 	"io"
+	"net"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
@@ -25,6 +26,9 @@ type gitServer struct {
 	caFile, passwordFile string
 	bare                 string // the repository
 	work                 string // a developer's clone of it
+
+	backend http.Handler
+	server  *httptest.Server
 }
 
 // startGit serves a repository whose branch main holds one commit with tree, a map from path to content.
@@ -46,12 +50,31 @@ func startGit(t *testing.T, tree map[string]string) *gitServer {
 	git(t, g.work, "checkout", "-q", "-B", "main")
 	g.commit(t, "add the overlays", tree)
 
-	server := httptest.NewTLSServer(httpBackend(t, filepath.Dir(g.bare)))
-	t.Cleanup(server.Close)
-	g.url = server.URL + "/deploy.git"
-	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	g.backend = httpBackend(t, filepath.Dir(g.bare))
+	g.start(t, "127.0.0.1:0")
+	g.url = g.server.URL + "/deploy.git"
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: g.server.Certificate().Raw})
 	writeFile(t, g.caFile, string(ca))
 	return g
+}
+
+// start listens at an address, also at the one where it was stopped.
+func (g *gitServer) start(t *testing.T, addr string) {
+	t.Helper()
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &httptest.Server{Listener: listener, Config: &http.Server{Handler: g.backend}}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	g.server = server
+}
+
+// stop is as if its machine was gone, and returns where it was.
+func (g *gitServer) stop() (addr string) {
+	g.server.Close()
+	return g.server.Listener.Addr().String()
 }
 
 // httpBackend serves the repositories below root to who knows the password.

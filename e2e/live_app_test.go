@@ -19,7 +19,8 @@ import (
 // liveApp is an Application with an overlay, a namespace and an image of its own.
 type liveApp struct {
 	*liveStack
-	name      string // of the Application, its namespace and its image's repository
+	home      string // namespace of the Application
+	name      string // of the Application, the namespace that it deploys to and its image's repository
 	path      string // of the overlay
 	reference string // of the image, as the overlay has it
 }
@@ -27,7 +28,7 @@ type liveApp struct {
 // overlay is the base and an overlay of a scenario: a Deployment of an image of its own. More are added by path.
 func (s *liveStack) overlay(name, stage, tag string) (app *liveApp, files map[string]string) {
 	dir := "k8s/namespaces/" + name
-	app = &liveApp{liveStack: s, name: name, path: dir + "/overlays/" + stage, reference: s.registry.image(name + "/server:" + tag)}
+	app = &liveApp{liveStack: s, home: "argocd", name: name, path: dir + "/overlays/" + stage, reference: s.registry.image(name + "/server:" + tag)}
 	return app, map[string]string{
 		dir + "/base/kustomization.yaml": "resources: [deployment.yaml]\n",
 		dir + "/base/deployment.yaml": `apiVersion: apps/v1
@@ -55,16 +56,27 @@ const autoSync = "syncPolicy: {automated: {}, syncOptions: [CreateNamespace=true
 // createLive creates the Application. spec is added to it, parameters are the plugin's.
 func (a *liveApp) createLive(t *testing.T, parameters, spec string) {
 	t.Helper()
-	a.cluster.create(t, "/apis/argoproj.io/v1alpha1/namespaces/argocd/applications", fmt.Sprintf(`
+	a.createFrom(t, "source: "+a.source(parameters), spec)
+}
+
+// source is the overlay, rendered by the plugin.
+func (a *liveApp) source(parameters string) string {
+	return fmt.Sprintf("{repoURL: %q, targetRevision: main, path: %s, plugin: {name: digestlock, parameters: [%s]}}", a.git.url, a.path, parameters)
+}
+
+// createFrom creates the Application with another source, sources or sourceHydrator.
+func (a *liveApp) createFrom(t *testing.T, source, spec string) {
+	t.Helper()
+	a.cluster.create(t, "/apis/argoproj.io/v1alpha1/namespaces/"+a.home+"/applications", fmt.Sprintf(`
 apiVersion: argoproj.io/v1alpha1
 kind: Application
 metadata: {name: %[1]s}
 spec:
   project: default
   destination: {server: https://kubernetes.default.svc, namespace: %[1]s}
-  source: {repoURL: %[2]q, targetRevision: main, path: %[3]s, plugin: {name: digestlock, parameters: [%[4]s]}}
-  %[5]s
-`, a.name, a.git.url, a.path, parameters, spec))
+  %[2]s
+  %[3]s
+`, a.name, source, spec))
 }
 
 // begin pushes an image, commits an overlay on its tag latest and creates the Application. more is added to the overlay's
@@ -101,7 +113,7 @@ func (a *liveApp) push(t *testing.T) (digest string) {
 }
 
 func (a *liveApp) url() string {
-	return "/apis/argoproj.io/v1alpha1/namespaces/argocd/applications/" + a.name
+	return "/apis/argoproj.io/v1alpha1/namespaces/" + a.home + "/applications/" + a.name
 }
 
 // application is what Argo CD says of it now.
@@ -191,6 +203,22 @@ func (a *liveApp) awaitRest(t *testing.T, digest string) {
 		}
 		return nil
 	})
+}
+
+// awaitCondition waits until Argo CD says words of the Application, and returns all of what it says.
+func (a *liveApp) awaitCondition(t *testing.T, kind v1alpha1.ApplicationConditionType, words string) (message string) {
+	t.Helper()
+	await(t, func() error {
+		conditions := a.application(t).Status.Conditions
+		for _, c := range conditions {
+			if c.Type == kind && strings.Contains(c.Message, words) {
+				message = c.Message
+				return nil
+			}
+		}
+		return fmt.Errorf("%s: Argo CD says %+v, want %s with %q", a.name, conditions, kind, words)
+	})
+	return message
 }
 
 // lockPin is the pin in the lock at a revision, the zero value while there is none.

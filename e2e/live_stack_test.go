@@ -49,6 +49,10 @@ const (
 	cmpServer  = "argocd-cmp-server"
 	controller = "argocd-application-controller"
 	apiServer  = "argocd-server"
+
+	// Those that only one scenario needs start with it.
+	setController = "argocd-applicationset-controller"
+	commitServer  = "argocd-commit-server"
 )
 
 var argoCDParts = []string{redis, cmpServer, repoServer, controller, apiServer}
@@ -86,6 +90,7 @@ func argoCDBin(t *testing.T, dir string) string {
 	}
 	for name, target := range map[string]string{
 		"argocd": program, repoServer: program, cmpServer: program, controller: program, apiServer: program,
+		setController: program, commitServer: program,
 		"digestlock": filepath.Join(binDir, "digestlock"),
 	} {
 		if err := os.Symlink(target, filepath.Join(bin, name)); err != nil {
@@ -131,6 +136,7 @@ func (s *liveStack) describe(t *testing.T) map[string]*part {
 	writeFile(t, filepath.Join(certs, "127.0.0.1"), readFile(t, s.git.caFile)) // in a cluster argocd-tls-certs-cm
 	redisAddr, serverAddr, repoAddr := s.redisAddr, s.serverAddr, freeAddr(t)
 	repoMetrics, controllerMetrics, serverMetrics := freeAddr(t), freeAddr(t), freeAddr(t)
+	setProbe, commitAddr, commitMetrics := freeAddr(t), freeAddr(t), freeAddr(t)
 
 	parts := map[string]*part{}
 	add := func(name string, ready func(context.Context) error, env []string, args ...string) {
@@ -173,11 +179,18 @@ func (s *liveStack) describe(t *testing.T) map[string]*part {
 		"--redis", redisAddr, "--disable-tls", "--client-ca-path=", "--logformat", "text", "--loglevel", "warn")
 	add(controller, func(ctx context.Context) error { return checkOK(ctx, "http://"+controllerMetrics+"/healthz") }, env,
 		"--namespace", "argocd", "--application-namespaces", "team-a", "--metrics-port", port(controllerMetrics),
-		"--redis", redisAddr, "--repo-server", repoAddr, "--repo-server-plaintext", "--logformat", "text")
+		"--redis", redisAddr, "--repo-server", repoAddr, "--repo-server-plaintext", "--logformat", "text",
+		"--hydrator-enabled", "--commit-server", commitAddr)
 	add(apiServer, func(ctx context.Context) error { return checkOK(ctx, "http://"+serverAddr+"/healthz?full=true") }, env,
 		"--namespace", "argocd", "--application-namespaces", "team-a", "--insecure", "--disable-auth",
 		"--address", "127.0.0.1", "--port", port(serverAddr), "--metrics-address", "127.0.0.1", "--metrics-port", port(serverMetrics),
 		"--redis", redisAddr, "--repo-server", repoAddr, "--repo-server-plaintext", "--logformat", "text", "--loglevel", "warn")
+	add(setController, func(ctx context.Context) error { return checkOK(ctx, "http://"+setProbe+"/healthz") }, env,
+		"--namespace", "argocd", "--probe-addr", setProbe, "--metrics-addr", freeAddr(t), "--webhook-addr", freeAddr(t),
+		"--argocd-repo-server", repoAddr, "--repo-server-plaintext", "--logformat", "text", "--loglevel", "warn")
+	add(commitServer, func(ctx context.Context) error { return checkOK(ctx, "http://"+commitMetrics+"/healthz?full=true") }, env,
+		"--address", "127.0.0.1", "--port", port(commitAddr), "--metrics-address", "127.0.0.1", "--metrics-port", port(commitMetrics),
+		"--logformat", "text", "--loglevel", "warn")
 	return parts
 }
 
@@ -191,13 +204,24 @@ func (s *liveStack) start() {
 	for _, name := range argoCDParts {
 		s.startPart(name)
 	}
-	s.startCompanion(s.t, s.companionAddr, "--interval=5s", "--quiet-window=0")
+	s.startFollowing()
 }
+
+// startFollowing starts the companion.
+func (s *liveStack) startFollowing() {
+	s.t.Helper()
+	s.startCompanion(s.t, s.companionAddr, "--interval=5s", "--quiet-window=0", "--lease-duration=5s")
+}
+
+// follower is the companion that runs, or ran last.
+func (s *liveStack) follower() *process { return s.companions[s.companionAddr] }
+
+func (s *liveStack) followerLog() string { return s.companionLog(s.companionAddr) }
 
 // stop ends what start started. Argo CD is killed: its cmp-server ignores SIGTERM.
 func (s *liveStack) stop() {
 	s.t.Helper()
-	s.companions[s.companionAddr].terminate(s.t)
+	s.follower().terminate(s.t)
 	for _, name := range argoCDParts {
 		s.parts[name].proc.kill()
 	}
@@ -210,6 +234,13 @@ func (s *liveStack) startPart(name string) {
 	cmd := *p.command
 	p.proc = start(s.t, &cmd, p.log)
 	p.proc.waitReady(s.t, p.ready)
+}
+
+// with starts a part for the time of a scenario.
+func (s *liveStack) with(t *testing.T, name string) {
+	t.Helper()
+	s.startPart(name)
+	t.Cleanup(s.parts[name].proc.kill)
 }
 
 // flushRedis has Argo CD forget all manifests that it has rendered.
@@ -230,11 +261,11 @@ func (s *liveStack) cli(t *testing.T, args ...string) (string, error) {
 	return string(out), err
 }
 
-// renders counts how often Argo CD had the plugin render a path.
+// renders counts how often Argo CD had the plugin render a path, or what is below it.
 func (s *liveStack) renders(t *testing.T, path string) (n int) {
 	t.Helper()
 	for line := range strings.Lines(readFile(t, s.parts[cmpServer].log)) {
-		if strings.Contains(line, `msg="digestlock generate"`) && strings.Contains(line, "/"+path+" ") {
+		if strings.Contains(line, `msg="digestlock generate"`) && (strings.Contains(line, "/"+path+" ") || strings.Contains(line, "/"+path+"/")) {
 			n++
 		}
 	}

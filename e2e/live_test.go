@@ -28,6 +28,7 @@ func TestArgoCD(t *testing.T) {
 		{"Rollback", testRollback},
 		{"Revert", testRevert},
 		{"Locked", testLocked},
+		{"Outage", testOutage},
 	} {
 		t.Run(scenario.name, func(t *testing.T) { scenario.run(t, s) })
 	}
