@@ -282,10 +282,9 @@ func TestEmptyLock(t *testing.T) {
 // TestRememberedIsNeverWrong changes a repository at random, and renders it with what is remembered of all its states so far,
 // and without. Nobody can tell the difference.
 func TestRememberedIsNeverWrong(t *testing.T) {
-	const rounds = 150
+	const rounds = 100
 	for seed := range uint64(2) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			t.Parallel()
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { // not in parallel: a build changes TMPDIR meanwhile
 			memory := &renders{known: map[string][]byte{}}
 			hits, failures := 0, 0
 			var m mutator
