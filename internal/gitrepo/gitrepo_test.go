@@ -421,6 +421,29 @@ func TestMoved(t *testing.T) {
 	}
 }
 
+// TestTakenBack: a branch that another writer moved, and a person moved back, is not where it was for those who read it
+// before.
+func TestTakenBack(t *testing.T) {
+	t.Parallel()
+	eachBackend(t, func(t *testing.T, https starter) {
+		server := https(t)
+		repo := server.Create(t, "repo.git", seed())
+		tip := repo.Git(t, "rev-parse", "main")
+		c := change("m", map[string]string{"apps/a/lock.yaml": "a: 2\n"})
+		c.Mark = true
+		one, other := read(t, open(t, repo.URL, server.Auth), "main"), open(t, repo.URL, server.Auth)
+		push(t, read(t, other, "main"), c)
+		repo.Git(t, "update-ref", "refs/heads/main", tip)
+		if _, err := one.Push(t.Context(), c); !errors.Is(err, gitrepo.ErrMoved) {
+			t.Errorf("Push: %v, want ErrMoved", err)
+		}
+		if now := repo.Git(t, "rev-parse", "main"); now != tip {
+			t.Errorf("the branch is at %s, want %s, where the person left it", now, tip)
+		}
+		push(t, read(t, other, "main"), c)
+	})
+}
+
 // TestMovedAndCollected: the commit that was read is gone from the server before its files were.
 func TestMovedAndCollected(t *testing.T) {
 	t.Parallel()

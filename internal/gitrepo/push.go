@@ -63,7 +63,8 @@ func (s Signature) at(when time.Time) (object.Signature, error) {
 // it never forces. It returns the new commit's hash. A file keeps the mode that it has, a new one is not executable, and a directory that loses its last
 // file goes with it.
 //
-// It returns ErrNoChange when there is nothing to commit, ErrMoved when the branch is no longer there, ErrNotRegular
+// It returns ErrNoChange when there is nothing to commit, ErrMoved when the branch is no longer there, or was elsewhere
+// meanwhile as its mark tells, ErrNotRegular
 // inside an [fs.PathError] for a path that [Snapshot.Files] would refuse, ErrAuth when the credentials may not push,
 // and otherwise the server's own reason. When ctx ends it is open whether the push took place: read again.
 func (s *Snapshot) Push(ctx context.Context, c Change) (commit string, err error) {
@@ -357,7 +358,8 @@ func (s *Snapshot) send(ctx context.Context, m move, objects *memory.Storage) er
 		return err
 	}
 	defer session.Close()
-	if refs.References[m.branch.String()] != m.from {
+	// A mark that has moved says that the branch was elsewhere meanwhile: somebody pushed, and a person took that back.
+	if refs.References[m.branch.String()] != m.from || m.mark && refs.References[markName(m.branch).String()] != s.mark {
 		return ErrMoved
 	}
 	req := packp.NewReferenceUpdateRequestFromCapabilities(refs.Capabilities)
