@@ -47,9 +47,9 @@ func newLooks(replicas []Replica, log *slog.Logger) *looks {
 	}
 }
 
-// at returns where the tags stand, by project, without those that cannot be resolved: their pins stay. All projects are
-// asked for at once, or a registry that does not answer would cost its time once for each of them.
-func (l *looks) at(ctx context.Context, wanted map[look]bool) map[string][]lock.Pin {
+// at returns where the tags stand, without those that cannot be resolved: their pins stay. All projects are asked for at
+// once, or a registry that does not answer would cost its time once for each of them.
+func (l *looks) at(ctx context.Context, wanted map[look]bool) map[look]lock.Pin {
 	for ctx.Err() == nil {
 		mine, others := l.open(wanted)
 		if len(mine)+len(others) == 0 {
@@ -65,10 +65,10 @@ func (l *looks) at(ctx context.Context, wanted map[look]bool) map[string][]lock.
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	pins := map[string][]lock.Pin{}
+	pins := map[look]lock.Pin{}
 	for w := range wanted {
 		if p, ok := l.newest[w]; ok {
-			pins[w.project] = append(pins[w.project], p)
+			pins[w] = p
 		}
 	}
 	return pins

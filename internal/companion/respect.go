@@ -41,7 +41,10 @@ type left struct {
 // moves past paths that nobody could look at: so what this process has left in the lock of a path counts beside it, or
 // else, where a pin is to move, what the newest commit of ours that changed that lock has.
 func (u *updater) respect(ctx context.Context, tip *gitrepo.Snapshot, locks, edits map[string]*lock.Document) error {
-	log := history{tip: tip, merged: u.c.o.PushBranch != nil}
+	log := history{tip: tip, merged: u.c.o.PushBranch != nil, fetched: map[string]bool{}}
+	for dir := range u.target.paths {
+		log.files = append(log.files, lockFile(dir))
+	}
 	last, err := u.lastOurs(ctx, &log)
 	if err != nil {
 		return err
@@ -76,7 +79,7 @@ func (u *updater) respect(ctx context.Context, tip *gitrepo.Snapshot, locks, edi
 }
 
 // before returns how the companion left the lock of a path, as far as anybody knows.
-func (u *updater) before(ctx context.Context, log *history, dir string, last *lastCommit, moves bool) ([]left, error) {
+func (u *updater) before(ctx context.Context, log *history, dir string, last *gitrepo.Commit, moves bool) ([]left, error) {
 	var all []left
 	mine, known := u.branch.left[dir]
 	if known {
@@ -85,12 +88,12 @@ func (u *updater) before(ctx context.Context, log *history, dir string, last *la
 	if last == nil {
 		return all, nil
 	}
-	if last.commit != log.tip.Commit() && (!known || mine.commit != last.commit) {
-		committed, err := last.lock(ctx, dir, u.target)
+	if last.Hash != log.tip.Commit() && (!known || mine.commit != last.Hash) {
+		committed, err := log.lockAt(ctx, last, dir)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, left{last.commit, committed})
+		all = append(all, left{last.Hash, committed})
 	}
 	if !known && moves {
 		own, err := log.own(ctx, dir)
@@ -124,13 +127,13 @@ func (u *updater) judge(ctx context.Context, log *history, dir string, p lock.Pi
 
 // lastOurs returns what the companion last committed to the branch, nil when it never has. A mark that this process has
 // not set itself may lag behind, when the server refused one for a while: then the newer of the two ways to know counts.
-func (u *updater) lastOurs(ctx context.Context, log *history) (*lastCommit, error) {
+func (u *updater) lastOurs(ctx context.Context, log *history) (*gitrepo.Commit, error) {
 	marked, err := log.tip.Marked(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("what was last committed: %w", err)
 	}
 	if marked != nil && (marked.Hash == log.tip.Commit() || u.branch.pushed == marked.Hash) {
-		return &lastCommit{commit: marked.Hash, tree: marked}, nil
+		return marked, nil
 	}
 	if err := log.read(ctx); err != nil {
 		return nil, err
@@ -142,34 +145,45 @@ func (u *updater) lastOurs(ctx context.Context, log *history) (*lastCommit, erro
 	if marked != nil && (last == nil || log.find(marked.Hash) == nil && !marked.When.Before(last.When)) {
 		last = marked
 	}
-	if last == nil {
-		return nil, nil
+	return last, nil
+}
+
+// history is the branch's, read when it is first needed.
+type history struct {
+	tip     *gitrepo.Snapshot
+	merged  bool     // the companion's commits come by merges of requests
+	files   []string // the locks of all paths
+	commits []*gitrepo.Commit
+	fetched map[string]bool // commits whose locks are here
+}
+
+// fetch gets the locks of a commit, all at once: whoever asks for that of one path asks for those of others next.
+func (h *history) fetch(ctx context.Context, c *gitrepo.Commit) error {
+	if h.fetched[c.Hash] {
+		return nil
 	}
-	return &lastCommit{commit: last.Hash, tree: last}, nil
-}
-
-// lastCommit reads the locks of the companion's last commit, when the first of them is asked for.
-type lastCommit struct {
-	commit string
-	tree   *gitrepo.Commit
-	read   bool
-}
-
-// lock returns the lock of a path, nil when there was none that can be read.
-func (l *lastCommit) lock(ctx context.Context, dir string, t *target) (*lock.Document, error) {
-	if !l.read { // all contents in one round trip
-		var files []string
-		for dir := range t.paths {
-			files = append(files, lockFile(dir))
-		}
-		if _, err := l.tree.Files(ctx, files); err != nil {
-			return nil, fmt.Errorf("commit %s: %w", l.commit, err)
-		}
-		l.read = true
+	if _, err := c.Files(ctx, h.files); err != nil {
+		return fmt.Errorf("commit %s: %w", c.Hash, err)
 	}
-	return lockAt(ctx, l.tree, dir)
+	h.fetched[c.Hash] = true
+	return nil
 }
 
+func (h *history) lockAt(ctx context.Context, c *gitrepo.Commit, dir string) (*lock.Document, error) {
+	if err := h.fetch(ctx, c); err != nil {
+		return nil, err
+	}
+	return lockAt(ctx, c, dir)
+}
+
+func (h *history) lockText(ctx context.Context, c *gitrepo.Commit, dir string) ([]byte, error) {
+	if err := h.fetch(ctx, c); err != nil {
+		return nil, err
+	}
+	return lockText(ctx, c, dir)
+}
+
+// lockAt returns the lock of a path as it was in a commit, nil when there was none that can be read.
 func lockAt(ctx context.Context, c *gitrepo.Commit, dir string) (*lock.Document, error) {
 	text, err := lockText(ctx, c, dir)
 	if text == nil || err != nil {
@@ -189,13 +203,6 @@ func lockText(ctx context.Context, c *gitrepo.Commit, dir string) ([]byte, error
 		return nil, fmt.Errorf("commit %s: %w", c.Hash, err)
 	}
 	return files[lockFile(dir)], nil
-}
-
-// history is the branch's, read when it is first needed.
-type history struct {
-	tip     *gitrepo.Snapshot
-	merged  bool // the companion's commits come by merges of requests
-	commits []*gitrepo.Commit
 }
 
 func (h *history) read(ctx context.Context) (err error) {
@@ -238,18 +245,18 @@ func (h *history) own(ctx context.Context, dir string) ([]left, error) {
 		if n++; n > maxOwn || parent == nil && len(c.Parents) > 0 { // further back than what was read
 			break
 		}
-		now, err := lockText(ctx, c, dir)
+		now, err := h.lockText(ctx, c, dir)
 		if err != nil {
 			return nil, err
 		}
 		var before []byte
 		if parent != nil {
-			if before, err = lockText(ctx, parent, dir); err != nil {
+			if before, err = h.lockText(ctx, parent, dir); err != nil {
 				return nil, err
 			}
 		}
 		if now != nil && !bytes.Equal(now, before) {
-			doc, err := lockAt(ctx, c, dir)
+			doc, err := h.lockAt(ctx, c, dir)
 			return []left{{c.Hash, doc}}, err
 		}
 	}
@@ -305,7 +312,7 @@ func (h *history) cause(ctx context.Context, dir string, p lock.Pin, last string
 		if parent == nil {
 			break
 		}
-		before, err := lockAt(ctx, parent, dir)
+		before, err := h.lockAt(ctx, parent, dir)
 		if err != nil {
 			return "", err
 		}
@@ -335,7 +342,7 @@ func (h *history) unaware(ctx context.Context, merge *gitrepo.Commit, dir string
 		if other == nil || h.descends(hash, last) {
 			continue
 		}
-		theirs, err := lockAt(ctx, other, dir)
+		theirs, err := h.lockAt(ctx, other, dir)
 		if err != nil {
 			return false, err
 		}

@@ -67,10 +67,10 @@ func TestSilentReplica(t *testing.T) {
 
 		l := newLooks(all, c.o.Log)
 		begin = time.Now()
-		if pins := l.at(t.Context(), map[look]bool{{"p", "ghcr.io/a/b:latest"}: true})["p"]; len(pins) != 1 {
+		if pins := l.at(t.Context(), map[look]bool{{"p", "ghcr.io/a/b:latest"}: true}); len(pins) != 1 {
 			t.Errorf("pins %v, want the prompt one's", pins)
 		}
-		if pins := l.at(t.Context(), map[look]bool{{"p", "ghcr.io/a/b:latest"}: true, {"p", "ghcr.io/a/c:latest"}: true})["p"]; len(pins) != 2 {
+		if pins := l.at(t.Context(), map[look]bool{{"p", "ghcr.io/a/b:latest"}: true, {"p", "ghcr.io/a/c:latest"}: true}); len(pins) != 2 {
 			t.Errorf("pins %v, want the prompt one's", pins)
 		}
 		if len(l.problems) != 2 || time.Since(begin) != askTimeout || fmt.Sprint(asked) != "[1 1]" {
@@ -101,7 +101,7 @@ func TestLargeQuestions(t *testing.T) {
 	for i := range 2500 {
 		images[look{"p", fmt.Sprintf("ghcr.io/a/b%d:latest", i)}] = true
 	}
-	if pins := l.at(t.Context(), images)["p"]; len(pins) != 2500 || fmt.Sprint(asked) != "[1000 1000 500]" {
+	if pins := l.at(t.Context(), images); len(pins) != 2500 || fmt.Sprint(asked) != "[1000 1000 500]" {
 		t.Errorf("%d pins, asked %v", len(pins), asked)
 	}
 }

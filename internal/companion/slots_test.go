@@ -56,7 +56,7 @@ func (slow) Pins(ctx context.Context) ([]lock.Document, error) { return nil, ctx
 func newSlow() slow                                            { return slow{new(atomic.Int32), new(atomic.Int32), new(atomic.Int32)} }
 
 func (s slow) look(ctx context.Context, l *looks, img string) int {
-	return len(l.at(ctx, map[look]bool{{"p", img}: true})["p"])
+	return len(l.at(ctx, map[look]bool{{"p", img}: true}))
 }
 
 func (s slow) Resolve(ctx context.Context, _ *lock.Source, _ []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {

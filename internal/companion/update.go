@@ -168,7 +168,7 @@ func (u *updater) committed(hash string, change gitrepo.Change) {
 }
 
 // edits returns what the locks are to be, where that is not what they are.
-func (u *updater) edits(tip *gitrepo.Snapshot, locks map[string]*lock.Document, seen map[string][]lock.Pin) map[string]*lock.Document {
+func (u *updater) edits(tip *gitrepo.Snapshot, locks map[string]*lock.Document, seen map[look]lock.Pin) map[string]*lock.Document {
 	edits := map[string]*lock.Document{}
 	rendered := u.target.rendered(tip).Commit()
 	for dir, doc := range locks {
@@ -343,22 +343,24 @@ func (u *updater) wanted(locks map[string]*lock.Document) map[look]bool {
 //
 // Where no Application of the path follows it, the lock is the record of what those of mode live rendered at the tip,
 // where they take no digest from a lock, and is not ahead of it.
-func observed(doc *lock.Document, o *observation, seen map[string][]lock.Pin, tip string) []lock.Pin {
+func observed(doc *lock.Document, o *observation, seen map[look]lock.Pin, tip string) []lock.Pin {
 	if !o.has(follow) {
 		return o.recorded(tip)
 	}
 	var pins []lock.Pin
-	rendered := map[string]bool{}
 	for _, p := range o.pins {
-		rendered[p.Image] = true
 		if _, locked := doc.Find(p.Image); !locked {
 			pins = append(pins, p)
 		}
 	}
+	tracked := o.pins
+	if doc != nil {
+		tracked = slices.Concat(tracked, doc.Pins)
+	}
 	for _, project := range o.projects() {
-		for _, p := range seen[project] {
-			if _, locked := doc.Find(p.Image); locked || rendered[p.Image] {
-				pins = append(pins, p)
+		for _, p := range tracked {
+			if now, ok := seen[look{project, p.Image}]; ok {
+				pins = append(pins, now)
 			}
 		}
 	}
