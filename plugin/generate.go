@@ -3,6 +3,7 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -122,30 +123,42 @@ func (r Render) Generate(ctx context.Context) (Result, error) {
 		r.report(ctx, was.Decisions)
 		return *was, nil
 	}
-	p, err := r.plan(ctx)
+	p, err := r.find(ctx)
 	if err != nil {
 		return Result{}, err
 	}
-	if err := failures(p.decisions); err != nil {
-		return Result{}, err
-	}
-	digests := make(map[string]string, len(p.decisions))
-	for _, d := range p.decisions {
-		digests[d.Image] = d.Digest
-	}
-	if err := p.pins.Apply(digests, r.Settings.PinFormat); err != nil {
-		return Result{}, err
-	}
-	var reporting sync.WaitGroup
-	defer reporting.Wait()
-	reporting.Go(func() { r.report(ctx, p.decisions) }) // while the output is written
-	manifests, err := p.output.YAML()
+	manifests, err := r.write(ctx, &p)
 	if err != nil {
 		return Result{}, err
 	}
 	res := Result{Manifests: manifests, Summary: summarise(p.decisions, len(p.pins.Jobs())), Decisions: p.decisions}
 	r.remember(ctx, key, p, res)
 	return res, nil
+}
+
+// write decides on the images of p and returns the manifests. They are encoded, a quarter of a render, while the resolver
+// is asked or told.
+func (r Render) write(ctx context.Context, p *planned) (manifests []byte, err error) {
+	draft, err := p.pins.Draft(r.Settings.PinFormat)
+	if err != nil {
+		return nil, err
+	}
+	var encoding sync.WaitGroup
+	var encodeErr error
+	encoding.Go(func() { manifests, encodeErr = p.output.YAML() })
+	p.decisions = r.decide(ctx, p.pins.Images(), p.lock)
+	if err = failures(p.decisions); err == nil {
+		r.report(ctx, p.decisions)
+	}
+	encoding.Wait()
+	if err = cmp.Or(err, encodeErr); err != nil {
+		return nil, err
+	}
+	digests := make(map[string]string, len(p.decisions))
+	for _, d := range p.decisions {
+		digests[d.Image] = d.Digest
+	}
+	return manifests, draft.Fill(manifests, digests)
 }
 
 // planned is a render that is decided and not written yet.
