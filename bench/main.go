@@ -88,9 +88,8 @@ func run(ctx context.Context, env cli.Env, args []string) (err error) {
 type bench struct {
 	dir         string
 	runs, colds int
-	files       int       // of the repository that is committed to
-	plain       []float64 // kustomize build of the large overlay
-	broken      []string  // promises that did not hold
+	files       int      // of the repository that is committed to
+	broken      []string // promises that did not hold
 }
 
 func (b *bench) failed() error {

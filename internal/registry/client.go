@@ -25,7 +25,7 @@ import (
 
 const (
 	defaultTimeout     = 10 * time.Second
-	defaultConcurrency = 16
+	defaultConcurrency = 50 // the first render of a large overlay in one go, within twice the rate
 
 	// sessionAge is how long a session may serve. Registries with tokens end it sooner; for the others it bounds how
 	// long withdrawn credentials are used and unused repositories are remembered.
@@ -52,7 +52,7 @@ type Options struct {
 	Keychain     Keychain              // read whenever a session opens; nil means the docker config file
 	UserAgent    string                // "" means "digestlock"
 	Transport    http.RoundTripper     // nil means one of our own
-	Concurrency  int                   // lookups at a time and registry; 0 means 16
+	Concurrency  int                   // lookups at a time and registry; 0 means 50
 	Registerer   prometheus.Registerer // nil means no metrics
 }
 
