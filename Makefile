@@ -4,9 +4,10 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 KUSTOMIZE := v5.8.2
 LDFLAGS := -s -w -X main.buildVersion=$(VERSION) -X sigs.k8s.io/kustomize/api/provenance.version=$(KUSTOMIZE)
 ENGINE ?= docker
+SOAK ?= 20m
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: all build demo check test race kill kill-leaders e2e e2e-argocd e2e-image e2e-releases bench fuzz update clean image sbom
+.PHONY: all build demo check test race kill kill-leaders soak e2e e2e-argocd e2e-image e2e-releases bench fuzz update clean image sbom
 
 all: check test
 
@@ -47,6 +48,9 @@ kill-leaders: ## the same of companions with a lease, on Kubernetes
 
 # One set of compiled packages for all of these, and for the images: compiling them anew takes minutes.
 e2e e2e-argocd e2e-image e2e-releases kill-leaders: export CGO_ENABLED := 0
+
+soak: ## everything at once for SOAK, with programs killed and people in between; no growth, no wrong commit
+	go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./bench/soak -soak $(SOAK)
 
 e2e: ## with Argo CD's own cmp-server and repo-server code, a real registry, git http-backend, a real Gitea, OpenSSH, Kubernetes (wants etcd and sshd)
 	cd e2e && go vet . && go test -count=1 -timeout 30m -skip '^TestArgoCD' .
