@@ -3,7 +3,9 @@ package companion
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"slices"
 	"strings"
@@ -162,7 +164,8 @@ func (h *history) fetch(ctx context.Context, c *gitrepo.Commit) error {
 	if h.fetched[c.Hash] {
 		return nil
 	}
-	if _, err := c.Files(ctx, h.files); err != nil {
+	_, err := c.Files(ctx, h.files)
+	if _, huge := errors.AsType[*fs.PathError](err); err != nil && !huge {
 		return fmt.Errorf("commit %s: %w", c.Hash, err)
 	}
 	h.fetched[c.Hash] = true
@@ -196,9 +199,13 @@ func lockAt(ctx context.Context, c *gitrepo.Commit, dir string) (*lock.Document,
 	return doc, nil
 }
 
-// lockText returns the content of the lock of a path, nil for none.
+// lockText returns the content of the lock of a path, nil for none, or one that is too large: whoever puts that there must
+// keep no other path from its commits.
 func lockText(ctx context.Context, c *gitrepo.Commit, dir string) ([]byte, error) {
 	files, err := c.Files(ctx, []string{lockFile(dir)})
+	if _, huge := errors.AsType[*fs.PathError](err); huge {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("commit %s: %w", c.Hash, err)
 	}

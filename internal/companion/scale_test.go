@@ -2,6 +2,7 @@ package companion_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -56,4 +57,28 @@ func TestManyPaths(t *testing.T) {
 	cycle("a push after the revert", 1, 3)
 	f.use(t, "", f.replica)
 	cycle("nothing to do after a restart", 0, 3)
+}
+
+// TestHugeLock: what somebody puts in the place of one lock keeps no other from its commits, whatever is read of the past.
+func TestHugeLock(t *testing.T) {
+	t.Parallel()
+	f := start(t, map[string]string{"a/kustomization.yaml": overlay, "b/kustomization.yaml": overlay})
+	for _, dir := range []string{"a", "b"} {
+		f.replica.rendered(f.repo.URL, "main", dir, dir, pin(server, 1))
+	}
+	f.replica.sees(pin(server, 1))
+	once(t, f.Companion, 1)
+	f.repo.Commit(t, "main", map[string]string{"b/digest-lock.yaml": strings.Repeat("#", 1<<20+1)})
+	f.replica.sees(pin(server, 2))
+	failing(t, f.Companion, 1, "b/digest-lock.yaml", "larger than 1 MiB")
+	for n := 3; n < 5; n++ {
+		f.use(t, "", f.replica)
+		f.repo.Commit(t, "main", map[string]string{"README.md": digest(n)})
+		f.replica.sees(pin(server, n))
+		failing(t, f.Companion, 1, "b/digest-lock.yaml", "larger than 1 MiB")
+		wantPins(t, f.repo, "main", "a", map[string]int{server: n})
+	}
+	f.repo.Commit(t, "main", map[string]string{"b/digest-lock.yaml": lockText(pin(server, 1))})
+	once(t, f.Companion, 1)
+	wantPins(t, f.repo, "main", "b", map[string]int{server: 4})
 }
