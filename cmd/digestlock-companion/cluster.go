@@ -21,8 +21,10 @@ import (
 const syncTimeout = 30 * time.Second
 
 const (
-	// tellTimeout bounds one word to Argo CD, staleTimeout a refresh and the sync that follows it.
+	// tellTimeout bounds one word to Argo CD, againTimeout the same where it is busy, after which it polls by itself, and
+	// staleTimeout a refresh and the sync that follows it.
 	tellTimeout  = 10 * time.Second
+	againTimeout = time.Minute
 	staleTimeout = 2 * time.Minute
 )
 
@@ -128,15 +130,28 @@ func authOf(c argocd.Credentials, repoURL string) (gitrepo.Auth, error) {
 	return auth, err
 }
 
+// Tell does not wait where Argo CD is busy with the Application.
 func (a *argo) Tell(ctx context.Context, app companion.Application) {
 	if a.silent {
 		return
 	}
+	const problem = "cannot tell of a commit, it will be found by polling"
 	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
 	defer cancel()
-	if err := a.Refresh(ctx, argocd.Application(app), false); err != nil {
-		a.log.Warn("cannot tell of a commit, it will be found by polling", "application", app.Name, "error", err)
+	again, err := a.Refresh(ctx, argocd.Application(app), false)
+	if err != nil {
+		a.log.Warn(problem, "application", app.Name, "error", err)
 	}
+	if !again {
+		return
+	}
+	a.syncs.Go(func() {
+		ctx, cancel := context.WithTimeout(a.life, againTimeout)
+		defer cancel()
+		if err := a.RefreshAgain(ctx, argocd.Application(app), false); err != nil {
+			a.log.Warn(problem, "application", app.Name, "error", err)
+		}
+	})
 }
 
 // Stale does not wait: a sync has to wait itself, until Argo CD has rendered anew.
@@ -147,7 +162,10 @@ func (a *argo) Stale(_ context.Context, app companion.Application) {
 	a.syncs.Go(func() {
 		ctx, cancel := context.WithTimeout(a.life, staleTimeout)
 		defer cancel()
-		err := a.Refresh(ctx, argocd.Application(app), true)
+		again, err := a.Refresh(ctx, argocd.Application(app), true)
+		if again {
+			err = a.RefreshAgain(ctx, argocd.Application(app), true)
+		}
 		if err == nil && app.AutoSync {
 			err = a.Sync(ctx, argocd.Application(app))
 		}

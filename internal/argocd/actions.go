@@ -23,49 +23,97 @@ const refreshAnnotation = "argocd.argoproj.io/refresh"
 const maxEventMessage = 1024 // what the newer API for events takes
 
 // Refresh asks Argo CD to compare the Application with its repository now; hard also forgets what it rendered before.
-// It does not wait for that.
-func (c *Cluster) Refresh(ctx context.Context, app Application, hard bool) error {
+// It does not wait for that. Where Argo CD was asked before and is not done, it may be under way already and forget
+// what it is asked meanwhile: then [Cluster.RefreshAgain] has to follow.
+func (c *Cluster) Refresh(ctx context.Context, app Application, hard bool) (again bool, err error) {
+	u, err := c.dynamic.Resource(applications).Namespace(app.Namespace).Get(ctx, app.AppName, metav1.GetOptions{})
+	if err == nil {
+		err = c.refresh(ctx, app, hard)
+	}
+	if err != nil {
+		return false, fmt.Errorf("refresh Application %s: %w", app.Name, err)
+	}
+	return u.GetAnnotations()[refreshAnnotation] != "", nil
+}
+
+// RefreshAgain asks once more, as soon as Argo CD has done what it was asked before.
+func (c *Cluster) RefreshAgain(ctx context.Context, app Application, hard bool) error {
+	err := patiently(ctx, func(ctx context.Context) (done bool, busy, err error) {
+		u, err := c.dynamic.Resource(applications).Namespace(app.Namespace).Get(ctx, app.AppName, metav1.GetOptions{})
+		if err != nil || u.GetAnnotations()[refreshAnnotation] != "" {
+			return false, errNotRefreshed, err
+		}
+		return true, nil, c.refresh(ctx, app, hard)
+	})
+	if err != nil {
+		return fmt.Errorf("refresh Application %s again: %w", app.Name, err)
+	}
+	return nil
+}
+
+var errNotRefreshed = errors.New("its refresh is not done")
+
+func (c *Cluster) refresh(ctx context.Context, app Application, hard bool) error {
 	how := "normal"
 	if hard {
 		how = "hard"
 	}
-	if err := c.patch(ctx, app, map[string]any{"metadata": map[string]any{"annotations": map[string]any{refreshAnnotation: how}}}); err != nil {
-		return fmt.Errorf("refresh Application %s: %w", app.Name, err)
-	}
-	return nil
+	return c.patch(ctx, app, map[string]any{"metadata": map[string]any{"annotations": map[string]any{refreshAnnotation: how}}})
 }
 
 // Sync has Argo CD sync an Application as its automated sync would, hooks and history included; Argo CD itself does
 // not when only the rendered manifests changed. First it waits until a refresh that was asked for is done, because
 // Argo CD would sync what it rendered before that, and until no other operation is in progress; when ctx ends before,
 // the error says which of the two it waited for. An Application that is being deleted, or whose automated sync is
-// off by now, is left alone.
+// off by now, is left alone; so is one that Argo CD has synced meanwhile, as it does once for each commit: a second
+// sync would run its hooks twice.
 func (c *Cluster) Sync(ctx context.Context, app Application) error {
-	// Soon at first, and then after half as long again each time: a refresh takes as long as a render, an operation
-	// minutes, and hundreds may wait.
-	patience := wait.Backoff{Duration: 200 * time.Millisecond, Factor: 1.5, Jitter: 0.2, Cap: 5 * time.Second, Steps: 20}
-	var busy error
-	err := patience.DelayFunc().Until(ctx, true, true, func(ctx context.Context) (bool, error) {
-		done, why, err := c.trySync(ctx, app)
-		if why != nil {
-			busy = why
-		}
-		return done, err
-	})
-	if err != nil {
-		if ctx.Err() != nil && busy != nil {
-			err = fmt.Errorf("%w: %w", busy, context.Cause(ctx))
-		}
+	a := attempt{Cluster: c, app: app}
+	if err := patiently(ctx, a.sync); err != nil {
 		return fmt.Errorf("sync Application %s: %w", app.Name, err)
 	}
 	return nil
 }
 
-// trySync starts the operation if it can. Busy is why it has to wait.
-func (c *Cluster) trySync(ctx context.Context, app Application) (done bool, busy, err error) {
-	u, err := c.dynamic.Resource(applications).Namespace(app.Namespace).Get(ctx, app.AppName, metav1.GetOptions{})
+// patiently calls f until it is done or fails, or ctx ends; then the error is why f was busy last. Soon at first, and then
+// after half as long again each time: a refresh takes as long as a render, an operation minutes, and hundreds may wait.
+func patiently(ctx context.Context, f func(context.Context) (done bool, busy, err error)) error {
+	patience := wait.Backoff{Duration: 200 * time.Millisecond, Factor: 1.5, Jitter: 0.2, Cap: 5 * time.Second, Steps: 20}
+	var busy error
+	err := patience.DelayFunc().Until(ctx, true, true, func(ctx context.Context) (bool, error) {
+		done, why, err := f(ctx)
+		if why != nil {
+			busy = why
+		}
+		return done, err
+	})
+	if err != nil && ctx.Err() != nil && busy != nil {
+		return fmt.Errorf("%w: %w", busy, context.Cause(ctx))
+	}
+	return err
+}
+
+// attempt is one [Cluster.Sync] under way.
+type attempt struct {
+	*Cluster
+	app    Application
+	looks  int    // at the Application
+	before string // when its last operation had begun at the first of them
+	after  int    // looks since one of Argo CD's own has ended
+}
+
+// settling is how many looks Argo CD gets to see what its operation has done: it takes a part of a second.
+const settling = 5
+
+// sync starts the operation if it can. Busy is why it has to wait.
+func (a *attempt) sync(ctx context.Context) (done bool, busy, err error) {
+	u, err := a.dynamic.Resource(applications).Namespace(a.app.Namespace).Get(ctx, a.app.AppName, metav1.GetOptions{})
 	if err != nil {
 		return false, nil, err
+	}
+	last, synced := operated(u)
+	if a.looks++; a.looks == 1 {
+		a.before = last
 	}
 	s, err := specOf(u)
 	switch {
@@ -74,11 +122,17 @@ func (c *Cluster) trySync(ctx context.Context, app Application) (done bool, busy
 	case u.GetDeletionTimestamp() != nil || !s.SyncPolicy.automated():
 		return true, nil, nil
 	case u.GetAnnotations()[refreshAnnotation] != "":
-		return false, errors.New("its refresh is not done"), nil
+		return false, errNotRefreshed, nil
 	case operating(u):
 		return false, errors.New("another operation is in progress"), nil
+	case last != a.before && synced && inSync(u):
+		a.log.Info("synced by Argo CD itself", "application", a.app.Name)
+		return true, nil, nil
+	case last != a.before && synced && a.after < settling:
+		a.after++
+		return false, errors.New("Argo CD has not compared what it synced"), nil
 	}
-	err = c.patch(ctx, app, map[string]any{
+	err = a.patch(ctx, a.app, map[string]any{
 		"metadata":  map[string]any{"resourceVersion": u.GetResourceVersion()}, // refused when anything changed since
 		"operation": operation(s),
 	})
@@ -93,6 +147,21 @@ func operating(u *unstructured.Unstructured) bool {
 	asked, _, _ := unstructured.NestedMap(u.Object, "operation")
 	phase, _, _ := unstructured.NestedString(u.Object, "status", "operationState", "phase")
 	return asked != nil || phase == "Running" || phase == "Terminating"
+}
+
+// operated returns when the last operation began, "" for none, and whether it has synced everything, with hooks and
+// history: selfHeal names resources.
+func operated(u *unstructured.Unstructured) (began string, all bool) {
+	state, _, _ := unstructured.NestedMap(u.Object, "status", "operationState")
+	began, _, _ = unstructured.NestedString(state, "startedAt")
+	phase, _, _ := unstructured.NestedString(state, "phase")
+	some, _, _ := unstructured.NestedSlice(state, "operation", "sync", "resources")
+	return began, phase == "Succeeded" && len(some) == 0
+}
+
+func inSync(u *unstructured.Unstructured) bool {
+	status, _, _ := unstructured.NestedString(u.Object, "status", "sync", "status")
+	return status == "Synced"
 }
 
 // operation is what Argo CD's automated sync asks for. What to sync, and at which revision, is left to the Application:

@@ -337,7 +337,9 @@ func TestRealRefreshAndSync(t *testing.T) {
 		syncPolicy: {automated: {prune: true}, syncOptions: [CreateNamespace=true], retry: {limit: 2}}}`))
 	app := Application{Name: "team-a_live", Namespace: "team-a", AppName: "live"}
 	for _, hard := range []bool{false, true} {
-		must(t, c.Refresh(t.Context(), app, hard))
+		if again, err := c.Refresh(t.Context(), app, hard); err != nil || again != hard {
+			t.Errorf("Refresh(%v) = %v, %v, want %v: it was asked before", hard, again, err, hard)
+		}
 		want := map[bool]string{false: "normal", true: "hard"}[hard]
 		if got := a.application(t, "team-a", "live").GetAnnotations()[refreshAnnotation]; got != want {
 			t.Errorf("Refresh(%v) annotates %q, want %q", hard, got, want)
@@ -346,8 +348,8 @@ func TestRealRefreshAndSync(t *testing.T) {
 
 	busy := func(want string) {
 		t.Helper()
-		if done, why, err := c.trySync(t.Context(), app); done || err != nil || why == nil || why.Error() != want {
-			t.Errorf("trySync() = %v, %v, %v, want to wait because %s", done, why, err, want)
+		if done, why, err := (&attempt{Cluster: c, app: app}).sync(t.Context()); done || err != nil || why == nil || why.Error() != want {
+			t.Errorf("sync() = %v, %v, %v, want to wait because %s", done, why, err, want)
 		}
 		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errors.New("time is up"))
 		defer cancel()
@@ -384,7 +386,7 @@ func TestRealRefreshAndSync(t *testing.T) {
 	if err := c.patch(t.Context(), app, stale); !apierrors.IsConflict(err) {
 		t.Errorf("patch of what has changed since: %v, want a conflict", err)
 	}
-	if err := c.Refresh(t.Context(), Application{Name: "gone", Namespace: "argocd", AppName: "gone"}, true); !apierrors.IsNotFound(err) {
+	if _, err := c.Refresh(t.Context(), Application{Name: "gone", Namespace: "argocd", AppName: "gone"}, true); !apierrors.IsNotFound(err) {
 		t.Errorf("Refresh(gone) = %v, want not found", err)
 	}
 }
@@ -448,7 +450,7 @@ func TestRealForbidden(t *testing.T) {
 		"create an Application":                  create,
 		"update an Application as a whole":       update,
 		"list Applications of another namespace": otherApps,
-		"refresh an Application of another":      c.Refresh(ctx, Application{Namespace: "team-b", AppName: "x"}, false),
+		"refresh an Application of another":      c.refresh(ctx, Application{Namespace: "team-b", AppName: "x"}, false),
 		"get a secret":                           getSecret,
 		"write a secret":                         writeSecret,
 		"list secrets of another namespace":      otherSecrets,
