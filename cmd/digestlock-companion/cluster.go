@@ -135,12 +135,11 @@ func (a *argo) Tell(ctx context.Context, app companion.Application) {
 	if a.silent {
 		return
 	}
-	const problem = "cannot tell of a commit, it will be found by polling"
 	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
 	defer cancel()
 	again, err := a.Refresh(ctx, argocd.Application(app), false)
 	if err != nil {
-		a.log.Warn(problem, "application", app.Name, "error", err)
+		a.log.Warn("cannot tell of a commit, it will be found by polling", "application", app.Name, "error", err)
 	}
 	if !again {
 		return
@@ -149,7 +148,7 @@ func (a *argo) Tell(ctx context.Context, app companion.Application) {
 		ctx, cancel := context.WithTimeout(a.life, againTimeout)
 		defer cancel()
 		if err := a.RefreshAgain(ctx, argocd.Application(app), false); err != nil {
-			a.log.Warn(problem, "application", app.Name, "error", err)
+			a.log.Warn("cannot tell of a commit, it will be found by polling", "application", app.Name, "error", err)
 		}
 	})
 }

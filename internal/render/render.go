@@ -7,6 +7,7 @@
 package render
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,10 +16,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sync/errgroup"
 	"sigs.k8s.io/kustomize/api/konfig"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/api/resmap"
@@ -110,7 +113,7 @@ func buildWithin(ctx context.Context, dir string, o Options, l limits) (*Output,
 		if err := d.origins(r.m); err != nil {
 			return nil, err
 		}
-		return &Output{objects: objects(r.m), encode: r.m.AsYaml, configurations: d.configurations, inputs: d.inputs(dir, o), maxBytes: l.output}, nil
+		return &Output{objects: objects(r.m), encode: func() ([]byte, error) { return encode(r.m) }, configurations: d.configurations, inputs: d.inputs(dir, o), maxBytes: l.output}, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("kustomize build: %w", context.Cause(ctx))
 	}
@@ -135,6 +138,24 @@ func (o *Output) YAML() ([]byte, error) {
 			"the overlay renders %d bytes, %d are the limit", len(data), o.maxBytes)
 	}
 	return data, err
+}
+
+// encode is the ResMap's AsYaml with as many objects at a time as there are processors: that is a third of a render.
+func encode(m resmap.ResMap) ([]byte, error) {
+	all := m.Resources()
+	docs := make([][]byte, len(all))
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, r := range all {
+		g.Go(func() (err error) {
+			docs[i], err = r.AsYAML()
+			return err
+		})
+	}
+	if g.Wait() != nil {
+		return m.AsYaml() // says of which object
+	}
+	return bytes.Join(docs, []byte("---\n")), nil
 }
 
 // realPath returns dir as krusty names it in its errors.
