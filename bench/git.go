@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -81,25 +82,70 @@ func (b *bench) gitServer(ctx context.Context) (url string, stop func(), err err
 	if err := b.git(ctx, nil, "-C", repo, "repack", "-q", "-a", "-d", "-b"); err != nil { // as forges keep theirs
 		return "", nil, err
 	}
-	git, err := exec.LookPath("git")
+	host, err := b.serveGit(root)
 	if err != nil {
 		return "", nil, err
 	}
+	return host.url + "/repo.git", host.stop, nil
+}
+
+// gitHost is git http-backend on a port of the loopback interface.
+type gitHost struct {
+	url      string
+	stop     func()
+	requests atomic.Int64
+	bytes    atomic.Int64 // of both directions' bodies, as they travel
+}
+
+// serveGit serves the bare repositories below root.
+func (b *bench) serveGit(root string) (*gitHost, error) {
+	git, err := exec.LookPath("git")
+	if err != nil {
+		return nil, err
+	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	backend := &cgi.Handler{
 		Path: git, Args: []string{"http-backend"}, Stderr: io.Discard,
 		Env: append(b.gitEnviron(), "GIT_PROJECT_ROOT="+root, "GIT_HTTP_EXPORT_ALL=1"),
 	}
-	server := &http.Server{Handler: backend, ReadHeaderTimeout: time.Minute}
+	h := &gitHost{url: "http://" + listener.Addr().String()}
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.requests.Add(1)
+		r.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.TeeReader(r.Body, counter{&h.bytes}), r.Body}
+		backend.ServeHTTP(weighed{w, &h.bytes}, r)
+	})}
 	done := make(chan error)
 	go func() { done <- server.Serve(listener) }()
-	return "http://" + listener.Addr().String() + "/repo.git", func() {
+	h.stop = func() {
 		_ = server.Close()
 		<-done
-	}, nil
+	}
+	return h, nil
+}
+
+// counter counts what is written to it.
+type counter struct{ n *atomic.Int64 }
+
+func (c counter) Write(p []byte) (int, error) {
+	c.n.Add(int64(len(p)))
+	return len(p), nil
+}
+
+// weighed is an answer whose body is counted.
+type weighed struct {
+	http.ResponseWriter
+	n *atomic.Int64
+}
+
+func (w weighed) Write(p []byte) (int, error) {
+	w.n.Add(int64(len(p)))
+	return w.ResponseWriter.Write(p)
 }
 
 // manifests is one commit of so many files, for git fast-import.
