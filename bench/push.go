@@ -13,10 +13,10 @@ import (
 	"github.com/digestlock/digestlock/internal/registrytest"
 )
 
-// What one flush may ask for: of the registry the tag's new digest, once, and where the image comes from, which is a few
-// answers that branches at work at the same time do not share; of a Git server, per branch, its refs twice and the push.
+// What one flush may ask for: of the registry the tag's new digest, once, and for each branch where the image comes from,
+// which those at work at the same time do not share; of a Git server, for each branch, its refs twice and the push.
 const (
-	maxLooks, maxReads = 1, 10
+	maxLooks, maxReads = 1, 3
 	maxGitRequests     = 3
 )
 
@@ -157,9 +157,9 @@ func (p *flushes) row(base []float64) (row, error) {
 			sorted[(rounds-1)*99/100], p.looks, p.reads, float64(p.commits)/float64(rounds), float64(p.requests)/float64(rounds*p.fleet.repos),
 			float64(p.size)/float64(rounds*p.fleet.repos)/1024, peak),
 	}
-	if p.looks > maxLooks || p.reads > maxReads || p.commits != rounds*p.fleet.repos || p.requests > rounds*p.fleet.repos*maxGitRequests {
-		p.broken = append(p.broken, fmt.Sprintf("%s: %s; at most %d HEAD, %d GET, %d requests for each of %d commits promised",
-			r.Name, r.Facts, maxLooks, maxReads, maxGitRequests, p.fleet.repos))
+	if p.looks > maxLooks || p.reads > maxReads*p.fleet.repos || p.commits != rounds*p.fleet.repos || p.requests > rounds*p.fleet.repos*maxGitRequests {
+		p.broken = append(p.broken, fmt.Sprintf("%s: %s; at most %d HEAD, and for each of %d commits %d GET and %d requests promised",
+			r.Name, r.Facts, maxLooks, p.fleet.repos, maxReads, maxGitRequests))
 	}
 	return r, nil
 }
