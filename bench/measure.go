@@ -267,7 +267,7 @@ type counted struct {
 }
 
 func (b *bench) counted(name string, limit int) *counted {
-	return &counted{b, limit, row{Name: name, Aim: fmt.Sprintf("≤ 1.15, %d requests at most", limit)}}
+	return &counted{b, limit, row{Name: name, Aim: fmt.Sprintf("≤ 1.15 at 20ms, %d requests at most", limit)}}
 }
 
 // add runs the call once and holds what it asked reg for against the limit.
