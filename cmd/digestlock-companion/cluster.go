@@ -138,19 +138,21 @@ func (a *argo) Tell(ctx context.Context, app companion.Application) {
 	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
 	defer cancel()
 	again, err := a.Refresh(ctx, argocd.Application(app), false)
-	if err != nil {
-		a.log.Warn("cannot tell of a commit, it will be found by polling", "application", app.Name, "error", err)
-	}
+	a.told(app, err)
 	if !again {
 		return
 	}
 	a.syncs.Go(func() {
 		ctx, cancel := context.WithTimeout(a.life, againTimeout)
 		defer cancel()
-		if err := a.RefreshAgain(ctx, argocd.Application(app), false); err != nil {
-			a.log.Warn("cannot tell of a commit, it will be found by polling", "application", app.Name, "error", err)
-		}
+		a.told(app, a.RefreshAgain(ctx, argocd.Application(app), false))
 	})
+}
+
+func (a *argo) told(app companion.Application, err error) {
+	if err != nil {
+		a.log.Warn("cannot tell of a commit, it will be found by polling", "application", app.Name, "error", err)
+	}
 }
 
 // Stale does not wait: a sync has to wait itself, until Argo CD has rendered anew.
