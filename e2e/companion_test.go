@@ -412,12 +412,18 @@ func (in *installation) awaitEvent(t *testing.T, a kubeApp, kind, reason string,
 // await polls until check returns nil.
 func await(t *testing.T, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(2 * time.Minute)
+	awaitLong(t, 2*time.Minute, 5*time.Millisecond, check)
+}
+
+// awaitLong is await for what takes longer, by a check that takes its time.
+func awaitLong(t *testing.T, patience, interval time.Duration, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
 	for err := check(); err != nil; err = check() {
 		if time.Now().After(deadline) {
 			t.Fatal(err)
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(interval)
 	}
 }
 

@@ -42,20 +42,36 @@ func startGit(t *testing.T, tree map[string]string) *gitServer {
 		work:         filepath.Join(dir, "work"),
 	}
 	writeFile(t, g.passwordFile, gitPassword+"\n")
-	git(t, dir, "init", "-q", "--bare", "-b", "main", g.bare)
-	for _, setting := range []string{"http.receivepack", "uploadpack.allowFilter", "uploadpack.allowAnySHA1InWant"} {
-		git(t, g.bare, "config", setting, "true")
-	}
-	git(t, dir, "clone", "-q", g.bare, g.work)
-	git(t, g.work, "checkout", "-q", "-B", "main")
-	g.commit(t, "add the overlays", tree)
-
+	g.init(t, tree)
 	g.backend = httpBackend(t, filepath.Dir(g.bare))
 	g.start(t, "127.0.0.1:0")
 	g.url = g.server.URL + "/deploy.git"
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: g.server.Certificate().Raw})
 	writeFile(t, g.caFile, string(ca))
 	return g
+}
+
+// init makes the repository and its clone.
+func (g *gitServer) init(t *testing.T, tree map[string]string) {
+	t.Helper()
+	git(t, filepath.Dir(g.work), "init", "-q", "--bare", "-b", "main", g.bare)
+	for _, setting := range []string{"http.receivepack", "uploadpack.allowFilter", "uploadpack.allowAnySHA1InWant"} {
+		git(t, g.bare, "config", setting, "true")
+	}
+	git(t, filepath.Dir(g.work), "clone", "-q", g.bare, g.work)
+	git(t, g.work, "checkout", "-q", "-B", "main")
+	g.commit(t, "add the overlays", tree)
+}
+
+// another is a second repository of the server.
+func (g *gitServer) another(t *testing.T, name string, tree map[string]string) *gitServer {
+	t.Helper()
+	other := *g
+	other.url = g.server.URL + "/" + name + ".git"
+	other.bare = filepath.Join(filepath.Dir(g.bare), name+".git")
+	other.work = filepath.Join(t.TempDir(), name)
+	other.init(t, tree)
+	return &other
 }
 
 // start listens at an address, also at the one where it was stopped.

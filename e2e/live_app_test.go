@@ -14,6 +14,7 @@ import (
 	"github.com/argoproj/argo-cd/v3/pkg/apis/application/v1alpha1"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
+	"sigs.k8s.io/yaml"
 )
 
 // liveApp is an Application with an overlay, a namespace and an image of its own.
@@ -25,13 +26,8 @@ type liveApp struct {
 	reference string // of the image, as the overlay has it
 }
 
-// overlay is the base and an overlay of a scenario: a Deployment of an image of its own. More are added by path.
-func (s *liveStack) overlay(name, stage, tag string) (app *liveApp, files map[string]string) {
-	dir := "k8s/namespaces/" + name
-	app = &liveApp{liveStack: s, home: "argocd", name: name, path: dir + "/overlays/" + stage, reference: s.registry.image(name + "/server:" + tag)}
-	return app, map[string]string{
-		dir + "/base/kustomization.yaml": "resources: [deployment.yaml]\n",
-		dir + "/base/deployment.yaml": `apiVersion: apps/v1
+// deployment is a manifest whose image an overlay names.
+const deployment = `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: server}
 spec:
@@ -43,7 +39,15 @@ spec:
         - name: server
           image: server
           imagePullPolicy: Always
-`,
+`
+
+// overlay is the base and an overlay of a scenario: a Deployment of an image of its own. More are added by path.
+func (s *liveStack) overlay(name, stage, tag string) (app *liveApp, files map[string]string) {
+	dir := "k8s/namespaces/" + name
+	app = &liveApp{liveStack: s, home: "argocd", name: name, path: dir + "/overlays/" + stage, reference: s.registry.image(name + "/server:" + tag)}
+	return app, map[string]string{
+		dir + "/base/kustomization.yaml": "resources: [deployment.yaml]\n",
+		dir + "/base/deployment.yaml":    deployment,
 		app.path + "/kustomization.yaml": fmt.Sprintf(`resources: [../../base]
 images: [{name: server, newName: %s, newTag: %s}]
 `, s.registry.image(name+"/server"), tag),
@@ -124,10 +128,14 @@ func (a *liveApp) application(t *testing.T) *v1alpha1.Application {
 	return app
 }
 
-// patch changes the Application, by a merge patch.
+// patch changes the Application, by a merge patch in YAML.
 func (a *liveApp) patch(t *testing.T, patch string) {
 	t.Helper()
-	if err := a.cluster.do(t.Context(), http.MethodPatch, a.url(), patch); err != nil {
+	body, err := yaml.YAMLToJSON([]byte(patch))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.cluster.do(t.Context(), http.MethodPatch, a.url(), string(body)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -196,8 +204,8 @@ func (a *liveApp) awaitRest(t *testing.T, digest string) {
 		switch got := a.image(t); {
 		case got != want:
 			return fmt.Errorf("%s: the cluster has %q, want %s; %+v, operation %+v", a.name, got, want, app.Status.Conditions, state)
-		case app.Status.Sync.Status != v1alpha1.SyncStatusCodeSynced || app.Status.Sync.Revision != tip:
-			return fmt.Errorf("%s is %s at %s, want Synced at %s; %+v", a.name, app.Status.Sync.Status, app.Status.Sync.Revision, tip, app.Status.Conditions)
+		case app.Status.Sync.Status != v1alpha1.SyncStatusCodeSynced || slices.ContainsFunc(app.Status.GetRevisions(), func(r string) bool { return r != tip }):
+			return fmt.Errorf("%s is %s at %s, want Synced at %s; %+v", a.name, app.Status.Sync.Status, app.Status.GetRevisions(), tip, app.Status.Conditions)
 		case app.Operation != nil || state == nil || !state.Phase.Successful():
 			return fmt.Errorf("%s: operation %+v, state %+v", a.name, app.Operation, state)
 		}

@@ -11,7 +11,7 @@ import (
 // testOutage: with the registry gone after the first sync, and then everything else of ours and the Git server, what is
 // deployed stays deployed, and what was seen and pushed in the meantime is not lost.
 func testOutage(t *testing.T, s *liveStack) {
-	s.follower().terminate(t)
+	s.stopFollowing(t)
 	a, digest := s.begin(t, "outage", nil)
 	a.awaitImage(t, digest) // the first sync; nobody has committed a lock
 	s.resolver.kill()

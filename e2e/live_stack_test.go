@@ -136,7 +136,7 @@ func (s *liveStack) describe(t *testing.T) map[string]*part {
 	writeFile(t, filepath.Join(certs, "127.0.0.1"), readFile(t, s.git.caFile)) // in a cluster argocd-tls-certs-cm
 	redisAddr, serverAddr, repoAddr := s.redisAddr, s.serverAddr, freeAddr(t)
 	repoMetrics, controllerMetrics, serverMetrics := freeAddr(t), freeAddr(t), freeAddr(t)
-	setProbe, commitAddr, commitMetrics := freeAddr(t), freeAddr(t), freeAddr(t)
+	setMetrics, commitAddr, commitMetrics := freeAddr(t), freeAddr(t), freeAddr(t)
 
 	parts := map[string]*part{}
 	add := func(name string, ready func(context.Context) error, env []string, args ...string) {
@@ -185,8 +185,8 @@ func (s *liveStack) describe(t *testing.T) map[string]*part {
 		"--namespace", "argocd", "--application-namespaces", "team-a", "--insecure", "--disable-auth",
 		"--address", "127.0.0.1", "--port", port(serverAddr), "--metrics-address", "127.0.0.1", "--metrics-port", port(serverMetrics),
 		"--redis", redisAddr, "--repo-server", repoAddr, "--repo-server-plaintext", "--logformat", "text", "--loglevel", "warn")
-	add(setController, func(ctx context.Context) error { return checkOK(ctx, "http://"+setProbe+"/healthz") }, env,
-		"--namespace", "argocd", "--probe-addr", setProbe, "--metrics-addr", freeAddr(t), "--webhook-addr", freeAddr(t),
+	add(setController, func(ctx context.Context) error { return checkOK(ctx, "http://"+setMetrics+"/metrics") }, env,
+		"--namespace", "argocd", "--metrics-addr", setMetrics, "--probe-addr", freeAddr(t), "--webhook-addr", freeAddr(t),
 		"--argocd-repo-server", repoAddr, "--repo-server-plaintext", "--logformat", "text", "--loglevel", "warn")
 	add(commitServer, func(ctx context.Context) error { return checkOK(ctx, "http://"+commitMetrics+"/healthz?full=true") }, env,
 		"--address", "127.0.0.1", "--port", port(commitAddr), "--metrics-address", "127.0.0.1", "--metrics-port", port(commitMetrics),
@@ -215,6 +215,17 @@ func (s *liveStack) startFollowing() {
 
 // follower is the companion that runs, or ran last.
 func (s *liveStack) follower() *process { return s.companions[s.companionAddr] }
+
+// stopFollowing ends the companion. It runs again when the scenario ends, at the latest.
+func (s *liveStack) stopFollowing(t *testing.T) {
+	t.Helper()
+	s.follower().terminate(t)
+	t.Cleanup(func() {
+		if s.follower().ended() {
+			s.startFollowing()
+		}
+	})
+}
 
 func (s *liveStack) followerLog() string { return s.companionLog(s.companionAddr) }
 
@@ -256,7 +267,7 @@ func (s *liveStack) flushRedis(t *testing.T) {
 func (s *liveStack) cli(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), filepath.Join(s.bin, "argocd"), append(args, "--server", s.serverAddr, "--plaintext")...)
-	cmd.Env = []string{"HOME=" + t.TempDir(), "NO_PROXY=127.0.0.1"}
+	cmd.Env = []string{"HOME=" + t.TempDir(), "NO_PROXY=127.0.0.1", "PATH=" + os.Getenv("PATH")} // which has diff
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

@@ -29,6 +29,7 @@ func TestArgoCD(t *testing.T) {
 		{"Revert", testRevert},
 		{"Locked", testLocked},
 		{"Outage", testOutage},
+		{"Fleet", testFleet},
 	} {
 		t.Run(scenario.name, func(t *testing.T) { scenario.run(t, s) })
 	}
@@ -60,7 +61,7 @@ func testFirstSync(t *testing.T, s *liveStack) {
 
 // testPush: CI pushes and tells the companion, and the cluster has the new digest by a commit. It prints where the time goes.
 func testPush(t *testing.T, s *liveStack) {
-	a, _ := s.deploy(t, "push")
+	a, last := s.deploy(t, "push")
 	for range 3 {
 		digest := pushImage(t, a.reference)
 		before := a.tip(t)
@@ -92,9 +93,18 @@ func testPush(t *testing.T, s *liveStack) {
 	}
 	a.wantLockCommits(t, author, author, author, author)
 	history := a.wantHistory(t, 4)
-	if last := history[3].Revision; last != a.tip(t) {
-		t.Errorf("the last deployment is of %s, want the commit of the lock, %s", last, a.tip(t))
+	if got := history[3].Revision; got != a.tip(t) {
+		t.Errorf("the last deployment is of %s, want the commit of the lock, %s", got, a.tip(t))
 	}
+
+	// Argo CD looks at one commit while the next is made, and would not hear of that.
+	for range 2 {
+		digest := pushImage(t, a.reference)
+		a.flushLive(t)
+		a.awaitLock(t, digest)
+		last = digest
+	}
+	a.awaitRest(t, last)
 }
 
 // hook is a Job that Argo CD runs before a sync, with the image that it is about to deploy.
@@ -230,13 +240,7 @@ func testRevert(t *testing.T, s *liveStack) {
 func testLocked(t *testing.T, s *liveStack) {
 	a, files := s.overlay("locked", "dev", "latest")
 	digest := pushImage(t, a.reference)
-	files[a.path+"/digest-lock.yaml"] = fmt.Sprintf(`apiVersion: digestlock.dev/v1
-kind: DigestLock
-pins:
-  - image: %s
-    digest: %s
-    resolvedAt: "2026-11-22T20:57:00Z"
-`, a.reference, digest)
+	files[a.path+"/digest-lock.yaml"] = lockOf(a.reference, digest)
 	s.registry.stop()
 	s.resolver.terminate(t)
 	t.Cleanup(func() {
@@ -250,6 +254,17 @@ pins:
 	a.awaitRest(t, digest)
 	a.wantLockCommits(t, "Dev Eloper")
 	a.wantHistory(t, 1)
+}
+
+// lockOf is a lock that a person wrote.
+func lockOf(reference, digest string) string {
+	return fmt.Sprintf(`apiVersion: digestlock.dev/v1
+kind: DigestLock
+pins:
+  - image: %s
+    digest: %s
+    resolvedAt: "2026-11-22T20:57:00Z"
+`, reference, digest)
 }
 
 // deployProd deploys an overlay with a fixed tag, in the mode of all others.

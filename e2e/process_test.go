@@ -66,6 +66,15 @@ func (p *process) kill() {
 	<-p.done
 }
 
+func (p *process) ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // terminate asks the process to end and fails the test when it does not, or not cleanly.
 func (p *process) terminate(t *testing.T) {
 	t.Helper()
