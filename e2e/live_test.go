@@ -30,6 +30,7 @@ func TestArgoCD(t *testing.T) {
 		{"Locked", testLocked},
 		{"Outage", testOutage},
 		{"Fleet", testFleet},
+		{"LiveMode", testLiveMode},
 	} {
 		t.Run(scenario.name, func(t *testing.T) { scenario.run(t, s) })
 	}
