@@ -31,6 +31,10 @@ func TestArgoCD(t *testing.T) {
 		{"Outage", testOutage},
 		{"Fleet", testFleet},
 		{"LiveMode", testLiveMode},
+		{"Sources", testSources},
+		{"Elsewhere", testElsewhere},
+		{"Hydrator", testHydrator},
+		{"LocalDiff", testLocalDiff},
 	} {
 		t.Run(scenario.name, func(t *testing.T) { scenario.run(t, s) })
 	}
