@@ -35,6 +35,7 @@ func TestArgoCD(t *testing.T) {
 		{"Elsewhere", testElsewhere},
 		{"Hydrator", testHydrator},
 		{"LocalDiff", testLocalDiff},
+		{"Hostile", testHostile},
 	} {
 		t.Run(scenario.name, func(t *testing.T) { scenario.run(t, s) })
 	}
