@@ -36,6 +36,7 @@ func TestArgoCD(t *testing.T) {
 		{"Hydrator", testHydrator},
 		{"LocalDiff", testLocalDiff},
 		{"Hostile", testHostile},
+		{"Install", testInstall},
 	} {
 		t.Run(scenario.name, func(t *testing.T) { scenario.run(t, s) })
 	}
