@@ -7,7 +7,7 @@ ENGINE ?= docker
 SOAK ?= 20m
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: all build demo check test race kill kill-leaders soak e2e e2e-argocd e2e-image e2e-releases bench fuzz update clean image sbom
+.PHONY: all build demo check test race kill kill-leaders soak e2e e2e-argocd e2e-image e2e-pods e2e-releases bench fuzz update clean image sbom
 
 all: check test
 
@@ -47,7 +47,7 @@ kill-leaders: ## the same of companions with a lease, on Kubernetes
 	cd e2e && go test -count=1 -timeout 30m -v -run '^TestCompanionOnKubernetes$$' . -kills 200
 
 # One set of compiled packages for all of these, and for the images: compiling them anew takes minutes.
-e2e e2e-argocd e2e-image e2e-releases kill-leaders: export CGO_ENABLED := 0
+e2e e2e-argocd e2e-image e2e-pods e2e-releases kill-leaders: export CGO_ENABLED := 0
 
 soak: ## everything at once for SOAK, with programs killed and people in between; no growth, no wrong commit
 	go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./bench/soak -soak $(SOAK)
@@ -60,6 +60,10 @@ e2e-argocd: ## on the real Argo CD: its components, Kubernetes and ours, as proc
 
 e2e-image: ## the Dockerfile built on stand-in bases, and the plugin's image run under argocd-cmp-server (wants root, buildah, podman, runc and busybox-static)
 	cd e2e && DIGESTLOCK_TEST_IMAGE=1 go test -count=1 -timeout 30m -v -run '^TestImage$$' .
+
+# Not in .ci/run: it builds and copies for minutes, and few machines let it.
+e2e-pods: ## Argo CD and Digestlock in pods of a real Kubernetes, in namespaces of its own (wants root, what e2e-argocd and e2e-image want, containerd, containernetworking-plugins, iproute2, iptables, ssh and gpg)
+	cd e2e && DIGESTLOCK_TEST_PODS=1 go test -count=1 -timeout 60m -v -run '^TestPods$$' .
 
 e2e-releases: ## the plugin under the argocd-cmp-server of Argo CD v3.6.1, which needs Go 1.27
 	cd e2e/cmp-server-3.6 && GOTOOLCHAIN=go1.27.0 go build -o ../../bin/ .

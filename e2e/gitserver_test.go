@@ -34,20 +34,27 @@ type gitServer struct {
 // startGit serves a repository whose branch main holds one commit with tree, a map from path to content.
 func startGit(t *testing.T, tree map[string]string) *gitServer {
 	t.Helper()
-	dir := t.TempDir()
-	g := &gitServer{
-		caFile:       filepath.Join(dir, "ca.pem"),
-		passwordFile: filepath.Join(dir, "password"),
-		bare:         filepath.Join(dir, "git", "deploy.git"),
-		work:         filepath.Join(dir, "work"),
-	}
-	writeFile(t, g.passwordFile, gitPassword+"\n")
-	g.init(t, tree)
+	g := newGit(t, "deploy.git", tree)
 	g.backend = httpBackend(t, filepath.Dir(g.bare))
 	g.start(t, "127.0.0.1:0")
 	g.url = g.server.URL + "/deploy.git"
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: g.server.Certificate().Raw})
 	writeFile(t, g.caFile, string(ca))
+	return g
+}
+
+// newGit is one that nobody serves yet.
+func newGit(t *testing.T, name string, tree map[string]string) *gitServer {
+	t.Helper()
+	dir := t.TempDir()
+	g := &gitServer{
+		caFile:       filepath.Join(dir, "ca.pem"),
+		passwordFile: filepath.Join(dir, "password"),
+		bare:         filepath.Join(dir, "git", name),
+		work:         filepath.Join(dir, "work"),
+	}
+	writeFile(t, g.passwordFile, gitPassword+"\n")
+	g.init(t, tree)
 	return g
 }
 

@@ -32,7 +32,7 @@ func TestImage(t *testing.T) {
 		t.Skip("make e2e-image runs it: this binary has to be static to be argocd-cmp-server in the image")
 	}
 	lint(t)
-	b := newBuilder(t)
+	b := newBuilder(t, shortDir(t))
 	for _, arch := range arches {
 		b.standFor(t, arch)
 		for image, programs := range map[string][]string{
@@ -79,7 +79,7 @@ type builder struct {
 }
 
 // newBuilder skips the test where containers cannot be run, and makes the stand-ins.
-func newBuilder(t *testing.T) *builder {
+func newBuilder(t *testing.T, dir string) *builder {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("containers are built and run as root here")
@@ -89,11 +89,8 @@ func newBuilder(t *testing.T) *builder {
 			t.Skipf("apt-get install buildah podman runc busybox-static: %v", err)
 		}
 	}
-	dir := shortDir(t)
-	b := &builder{storage: []string{"--root=" + dir + "/root", "--runroot=" + dir + "/run", "--storage-driver=overlay"}}
 	writeFile(t, filepath.Join(dir, "containers.conf"), "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n")
-	b.env = append(os.Environ(), "CONTAINERS_CONF="+filepath.Join(dir, "containers.conf"))
-
+	b := builderIn(dir)
 	b.image(t, "localhost/probe:1", nil, map[string]string{"/bin/busybox": "/bin/busybox"})
 	if out, err := b.podman(append(b.confined("probe:1"), "/bin/busybox", "true")...).CombinedOutput(); err != nil {
 		t.Skipf("this kernel, or this container, does not let podman run one: %v\n%s", err, out)
@@ -101,6 +98,14 @@ func newBuilder(t *testing.T) *builder {
 	t.Cleanup(func() { b.buildah("rmi", "--all", "--force").Run() })
 	b.standIns(t)
 	return b
+}
+
+// builderIn is the one that newBuilder made in dir.
+func builderIn(dir string) *builder {
+	return &builder{
+		storage: []string{"--root=" + dir + "/root", "--runroot=" + dir + "/run", "--storage-driver=overlay"},
+		env:     append(os.Environ(), "CONTAINERS_CONF="+filepath.Join(dir, "containers.conf")),
+	}
 }
 
 func (b *builder) buildah(args ...string) *exec.Cmd {

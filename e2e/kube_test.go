@@ -12,12 +12,12 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	argogit "github.com/argoproj/argo-cd/v3/util/git"
@@ -25,6 +25,9 @@ import (
 
 // adminToken is a cluster administrator's.
 const adminToken = "correct-horse-admin"
+
+// serviceRange is where Services have their addresses.
+const serviceRange = "10.0.0.0/24"
 
 // kubeCluster is an API server of its own on a store of its own, with Argo CD's kinds and the namespace argocd. Nothing
 // else runs in it: no controllers, no nodes.
@@ -37,24 +40,37 @@ type kubeCluster struct {
 // startCluster takes seconds, and minutes when the build cache knows nothing of kube-apiserver.
 func startCluster(t *testing.T) *kubeCluster {
 	t.Helper()
-	dir := t.TempDir()
-	etcd := startEtcd(t, dir)
-	writeFile(t, filepath.Join(dir, "tokens.csv"), adminToken+",admin,admin,system:masters\n")
-	writeFile(t, filepath.Join(dir, "sa.key"), newKey(t))
-	addr := freeAddr(t)
-	p := start(t, exec.Command(
-		kubeAPIServer(t),
-		"--etcd-servers=http://"+etcd,
-		"--bind-address=127.0.0.1", "--secure-port="+addr[len("127.0.0.1:"):],
-		"--cert-dir="+dir, // makes its certificate there
-		"--token-auth-file="+filepath.Join(dir, "tokens.csv"),
-		"--authorization-mode=RBAC",
-		"--service-account-issuer=https://"+addr,
-		"--service-account-key-file="+filepath.Join(dir, "sa.key"), "--service-account-signing-key-file="+filepath.Join(dir, "sa.key"),
+	c := startAPIServer(t, t.TempDir(), freeAddr(t),
 		"--disable-admission-plugins=ServiceAccount", // waits for a controller
 		"--endpoint-reconciler-type=none",
-		"--service-cluster-ip-range=10.0.0.0/24",
-	), showLog(t, filepath.Join(dir, "kube-apiserver.log")))
+	)
+	c.create(t, "/api/v1/namespaces", `{apiVersion: v1, kind: Namespace, metadata: {name: argocd}}`)
+	for _, kind := range []string{"application", "applicationset", "appproject"} {
+		c.define(t, filepath.Join(argoCDSource(t), "manifests/crds", kind+"-crd.yaml"), "/apis/argoproj.io/v1alpha1/"+kind+"s")
+	}
+	return c
+}
+
+// startAPIServer starts one at an address, with a store. Its certificate and the key of service accounts are in dir.
+func startAPIServer(t *testing.T, dir, addr string, flags ...string) *kubeCluster {
+	t.Helper()
+	writeFile(t, filepath.Join(dir, "tokens.csv"), adminToken+",admin,admin,system:masters\n")
+	writeFile(t, filepath.Join(dir, "sa.key"), newKey(t))
+	etcd := startEtcd(t, dir)
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, exec.Command(kubernetes(t, "kube-apiserver"), append([]string{
+		"--etcd-servers=http://" + etcd,
+		"--bind-address=" + host, "--secure-port=" + port,
+		"--cert-dir=" + dir, // makes its certificate there
+		"--token-auth-file=" + filepath.Join(dir, "tokens.csv"),
+		"--authorization-mode=RBAC",
+		"--service-account-issuer=https://" + addr,
+		"--service-account-key-file=" + filepath.Join(dir, "sa.key"), "--service-account-signing-key-file=" + filepath.Join(dir, "sa.key"),
+		"--service-cluster-ip-range=" + serviceRange,
+	}, flags...)...), showLog(t, filepath.Join(dir, "kube-apiserver.log")))
 
 	c := &kubeCluster{url: "https://" + addr, kubeconfig: filepath.Join(dir, "kubeconfig")}
 	p.waitReady(t, func(ctx context.Context) error {
@@ -76,13 +92,6 @@ users: [{name: admin, user: {token: %s}}]
 contexts: [{name: e2e, context: {cluster: e2e, user: admin}}]
 current-context: e2e
 `, c.url, filepath.Join(dir, "apiserver.crt"), adminToken))
-	c.create(t, "/api/v1/namespaces", `{apiVersion: v1, kind: Namespace, metadata: {name: argocd}}`)
-	for _, kind := range []string{"application", "applicationset", "appproject"} {
-		c.create(t, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", readFile(t, filepath.Join(argoCDSource(t), "manifests/crds", kind+"-crd.yaml")))
-		p.waitReady(t, func(ctx context.Context) error {
-			return c.do(ctx, http.MethodGet, "/apis/argoproj.io/v1alpha1/"+kind+"s", "")
-		})
-	}
 	return c
 }
 
@@ -157,21 +166,17 @@ func startEtcd(t *testing.T, dir string) string {
 	return addr
 }
 
-// kubeAPIServer builds the program, once, into the go command's own cache.
-func kubeAPIServer(t *testing.T) string {
+// kubernetes builds a program of Kubernetes, once, into the go command's own cache.
+func kubernetes(t *testing.T, program string) string {
 	t.Helper()
-	program, err := buildAPIServer()
-	if err != nil {
-		t.Fatalf("build kube-apiserver: %v", err)
-	}
-	return program
-}
-
-var buildAPIServer = sync.OnceValues(func() (string, error) {
-	cmd := exec.Command("go", "tool", "-n", "kube-apiserver")
+	cmd := exec.CommandContext(t.Context(), "go", "tool", "-n", program)
 	cmd.Dir = "kube-apiserver"
-	return stdoutOf(cmd)
-})
+	path, err := stdoutOf(cmd)
+	if err != nil {
+		t.Fatalf("build %s: %v", program, err)
+	}
+	return path
+}
 
 // argoCDSource is the directory of Argo CD's source.
 func argoCDSource(t *testing.T) string {

@@ -33,7 +33,7 @@ const (
 // TestManifests: a real API server takes what a person applies, in namespaces that demand restricted pods, and the programs
 // do what the manifests tell them.
 func TestManifests(t *testing.T) {
-	kubectl := buildKubectl(t)
+	kubectl := kubernetes(t, "kubectl")
 	c := startCluster(t)
 	c.restrict(t, "argocd", "gitops", "backend-dev", "backend-prod")
 	monitors := filepath.Join(prometheusOperator(t), "example/prometheus-operator-crd/monitoring.coreos.com_")
@@ -595,18 +595,6 @@ func checkDefaults(t *testing.T, resolver, plugin corev1.Container) {
 	if port := defaultOf("serve", "listen"); port != fmt.Sprintf(":%d", resolver.Ports[0].ContainerPort) {
 		t.Errorf("serve listens at %s, the container has %v", port, resolver.Ports)
 	}
-}
-
-// buildKubectl builds the program, once, into the go command's own cache.
-func buildKubectl(t *testing.T) string {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", "tool", "-n", "kubectl")
-	cmd.Dir = "kube-apiserver"
-	program, err := stdoutOf(cmd)
-	if err != nil {
-		t.Fatalf("build kubectl: %v", err)
-	}
-	return program
 }
 
 // prometheusOperator is the directory of its source, of which nothing is built.
