@@ -194,7 +194,7 @@ func (b *bench) again(ctx context.Context) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Facts = fmt.Sprintf("%.0f of %d built, %d not byte-identical", built, b.runs+1, differ)
+	r.Facts = fmt.Sprintf("%.0f of %d built and remembered, %d not byte-identical", built, b.runs+1, differ)
 	if built != 1 || differ > 0 {
 		b.broken = append(b.broken, r.Name+": "+r.Facts)
 	}
