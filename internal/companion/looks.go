@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -134,21 +135,27 @@ func (l *looks) open(wanted map[look]bool) (mine map[string][]image.Ref, others 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	mine = map[string][]image.Ref{}
+	claimed := map[look]image.Ref{}
 	for w := range wanted {
-		ref, err := image.Parse(w.image)
-		if err != nil {
-			continue
+		answered, ok := l.asked[w]
+		if !ok {
+			ref, err := image.Parse(w.image)
+			if err != nil {
+				continue
+			}
+			w.image = ref.String()
+			if answered, ok = l.asked[w]; !ok {
+				l.asked[w] = make(chan struct{})
+				claimed[w] = ref
+				continue
+			}
 		}
-		w.image = ref.String()
-		if answered, ok := l.asked[w]; !ok {
-			l.asked[w] = make(chan struct{})
-			mine[w.project] = append(mine[w.project], ref)
-		} else if !closed(answered) {
+		if _, own := claimed[w]; !own && !closed(answered) {
 			others = append(others, answered)
 		}
 	}
-	for _, refs := range mine {
-		slices.SortFunc(refs, func(a, b image.Ref) int { return strings.Compare(a.String(), b.String()) })
+	for _, w := range slices.SortedFunc(maps.Keys(claimed), func(a, b look) int { return strings.Compare(a.image, b.image) }) {
+		mine[w.project] = append(mine[w.project], claimed[w])
 	}
 	return mine, others
 }

@@ -358,8 +358,9 @@ func (s *Snapshot) send(ctx context.Context, m move, objects *memory.Storage) er
 		return err
 	}
 	defer session.Close()
-	// A mark that has moved says that the branch was elsewhere meanwhile: somebody pushed, and a person took that back.
-	if refs.References[m.branch.String()] != m.from || m.mark && refs.References[markName(m.branch).String()] != s.mark {
+	// A mark that has moved elsewhere says that the branch was there meanwhile: somebody pushed, and a person took that back.
+	mark := refs.References[markName(m.branch).String()]
+	if refs.References[m.branch.String()] != m.from || m.mark && mark != s.mark && mark != m.from {
 		return ErrMoved
 	}
 	req := packp.NewReferenceUpdateRequestFromCapabilities(refs.Capabilities)
