@@ -39,8 +39,9 @@ type argo struct {
 	forges *forgeFlags
 	binary gitrepo.Binary
 
-	mu   sync.Mutex
-	open map[string]opened // by URL and project
+	mu   sync.Mutex                    // guards the rest
+	open map[string]opened             // by URL and project
+	owed map[companion.Application]int // see owe
 }
 
 type opened struct {
@@ -139,14 +140,40 @@ func (a *argo) Tell(ctx context.Context, app companion.Application) {
 	defer cancel()
 	again, err := a.Refresh(ctx, argocd.Application(app), false)
 	a.told(app, err)
-	if !again {
-		return
+	if again && a.owe(app) == 1 {
+		a.syncs.Go(func() { a.tellAgain(app) })
 	}
-	a.syncs.Go(func() {
+}
+
+// owe counts what Argo CD may forget of an Application.
+func (a *argo) owe(app companion.Application) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.owed == nil {
+		a.owed = map[companion.Application]int{}
+	}
+	a.owed[app]++
+	return a.owed[app]
+}
+
+// paid forgets what is owed, unless that is more than n by now.
+func (a *argo) paid(app companion.Application, n int) (owed int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if owed = a.owed[app]; owed > n {
+		return owed
+	}
+	delete(a.owed, app)
+	return 0
+}
+
+// tellAgain waits for Argo CD, once for all that comes meanwhile.
+func (a *argo) tellAgain(app companion.Application) {
+	for owed := 1; owed > 0; owed = a.paid(app, owed) {
 		ctx, cancel := context.WithTimeout(a.life, againTimeout)
-		defer cancel()
 		a.told(app, a.RefreshAgain(ctx, argocd.Application(app), false))
-	})
+		cancel()
+	}
 }
 
 func (a *argo) told(app companion.Application, err error) {

@@ -9,12 +9,14 @@ import (
 	"encoding/pem"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/digestlock/digestlock/internal/argocd"
+	"github.com/digestlock/digestlock/internal/companion"
 	"github.com/digestlock/digestlock/internal/gitrepo"
 	"github.com/digestlock/digestlock/internal/gittest"
 )
@@ -148,4 +150,17 @@ func TestKeep(t *testing.T) {
 			t.Errorf("%d repositories are open, want main", len(a.open))
 		}
 	})
+}
+
+// TestOwed: one waits for Argo CD to be done with an Application, and tells again what came meanwhile.
+func TestOwed(t *testing.T) {
+	t.Parallel()
+	var a argo
+	web, api := companion.Application{Name: "web"}, companion.Application{Name: "api"}
+	if n := []int{a.owe(web), a.owe(api), a.owe(web)}; !slices.Equal(n, []int{1, 1, 2}) {
+		t.Errorf("owe() = %v, want one to wait for each", n)
+	}
+	if n := []int{a.paid(web, 1), a.paid(web, 2), a.paid(api, 1)}; !slices.Equal(n, []int{2, 0, 0}) || len(a.owed) != 0 {
+		t.Errorf("paid() = %v, want web to be told once more, and nothing owed; %v", n, a.owed)
+	}
 }
