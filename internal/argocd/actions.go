@@ -130,7 +130,7 @@ func (a *attempt) sync(ctx context.Context) (done bool, busy, err error) {
 		return true, nil, nil
 	case last != a.before && synced && a.after < settling:
 		a.after++
-		return false, errors.New("Argo CD has not compared what it synced"), nil
+		return false, errors.New("its own sync has not been compared"), nil
 	}
 	err = a.patch(ctx, a.app, map[string]any{
 		"metadata":  map[string]any{"resourceVersion": u.GetResourceVersion()}, // refused when anything changed since
