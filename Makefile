@@ -65,10 +65,11 @@ e2e-image: ## the Dockerfile built on stand-in bases, and the plugin's image run
 e2e-pods: ## Argo CD and Digestlock in pods of a real Kubernetes, in namespaces of its own (wants root, what e2e-argocd and e2e-image want, containerd, containernetworking-plugins, iproute2, iptables, ssh and gpg)
 	cd e2e && DIGESTLOCK_TEST_PODS=1 go test -count=1 -timeout 60m -v -run '^TestPods$$' .
 
-e2e-releases: ## the plugin under the argocd-cmp-server of Argo CD v3.6.1, which needs Go 1.27
+e2e-releases: ## the plugin under the argocd-cmp-server of Argo CD v3.2.12, and of v3.6.1, which needs Go 1.27
+	cd e2e/cmp-server-3.2 && go build -o ../../bin/ .
 	cd e2e/cmp-server-3.6 && GOTOOLCHAIN=go1.27.0 go build -o ../../bin/ .
-	cd e2e && DIGESTLOCK_TEST_CMP_SERVER=$(CURDIR)/bin/cmp-server-3.6 go test -count=1 -v \
-	  -run '^(TestPinnedRender|TestPushToRollback|TestConcurrentRenders|TestFailingRender|TestNothingIsLeftAfterRender|TestParameters|TestLive)$$' .
+	for release in 3.2 3.6; do (cd e2e && DIGESTLOCK_TEST_CMP_SERVER=$(CURDIR)/bin/cmp-server-$$release go test -count=1 -v \
+	  -run '^(TestPinnedRender|TestPushToRollback|TestConcurrentRenders|TestFailingRender|TestNothingIsLeftAfterRender|TestParameters|TestLive)$$' .) || exit 1; done
 
 bench: ## ratios in one run, see bench/README.md
 	go run ./bench $(BENCH_FLAGS)

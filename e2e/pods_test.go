@@ -163,8 +163,9 @@ func argoCDFiles(t *testing.T) string {
 	must(t, exec.Command("cp", "-a", "/usr/lib/git-core", filepath.Join(root, "usr/lib")))
 	bin := filepath.Join(root, "usr/local/bin")
 	// Static, as Argo CD's own is: it runs in the plugin's image, which has no libraries.
-	must(t, exec.Command("go", "build", "-C", "argocd", "-ldflags=-s -w -linkmode=external -extldflags=-static",
-		"-o", filepath.Join(bin, "argocd"), "github.com/argoproj/argo-cd/v3/cmd"))
+	build := exec.Command("go", "build", "-C", "argocd", "-ldflags=-s -w", "-o", filepath.Join(bin, "argocd"), "github.com/argoproj/argo-cd/v3/cmd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	must(t, build)
 	for _, dir := range []string{bin, filepath.Join(root, "bin"), filepath.Join(root, "app/config/tls"), filepath.Join(root, "home/argocd")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
