@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/digestlock/digestlock/internal/api"
@@ -190,15 +189,8 @@ func (b *bench) startCompanion(ctx context.Context, args []string) (*process, er
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, b.program("digestlock-companion"), append(args, "--listen="+p.address, "--log-level=warn")...)
-	cmd.Env, cmd.Stderr = b.environ(nil), os.Stderr
-	if err := cmd.Start(); err != nil {
+	if err := p.start(b, cmd); err != nil {
 		return nil, err
-	}
-	p.pid = cmd.Process.Pid
-	p.stop = func() {
-		p.client.Close()
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait() // what it was asked for is there already
 	}
 	if _, err := p.cycle(ctx, time.Time{}); err != nil {
 		p.stop()

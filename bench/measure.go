@@ -310,16 +310,8 @@ func (b *bench) startResolver(ctx context.Context, registry string, flags ...str
 		"serve", "--listen=" + p.address, "--log-level=warn",
 		"--socket=" + p.socket, "--state-dir=" + filepath.Join(dir, "state"), "--insecure-registry=" + registry, "--registry-qps=1e6",
 	}, flags...)...)
-	cmd.Env = b.environ(nil)
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
+	if err := p.start(b, cmd); err != nil {
 		return nil, err
-	}
-	p.pid = cmd.Process.Pid
-	p.stop = func() {
-		p.client.Close()
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait() // what it was asked for is there already
 	}
 	for range 500 {
 		c, err := net.Dial("unix", p.socket)
@@ -331,6 +323,21 @@ func (b *bench) startResolver(ctx context.Context, registry string, flags ...str
 	}
 	p.stop()
 	return nil, fmt.Errorf("serve: no answer on its socket within 5 s")
+}
+
+// start starts the program that p is.
+func (p *process) start(b *bench, cmd *exec.Cmd) error {
+	cmd.Env, cmd.Stderr = b.environ(nil), os.Stderr
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	p.pid = cmd.Process.Pid
+	p.stop = func() {
+		p.client.Close()
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait() // what it was asked for is there already
+	}
+	return nil
 }
 
 // start measures what every render pays before its first line of ours.
