@@ -280,26 +280,22 @@ func TestResetMeanwhile(t *testing.T) {
 // TestOntoMovedBase: the new commit stands on one that no branch stands at any more.
 func TestOntoMovedBase(t *testing.T) {
 	t.Parallel()
-	for name, start := range kinds() {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			server := start(t)
-			repo := server.Create(t, "repo.git", seed())
-			s := read(t, open(t, repo.URL, server.Auth), "main")
-			repo.Commit(t, "main", map[string]string{"README.md": "theirs\n"})
-			if strings.Contains(name, "no ") {
-				repo.Git(t, "update-ref", "refs/heads/main", repo.Git(t, "commit-tree", "-m", "rewritten", "main^{tree}"))
-			}
-			got := push(t, s, onto("", "a: 2\n"))
-			if parent := repo.Git(t, "rev-parse", got+"~1"); parent != s.Commit() {
-				t.Errorf("stands on %s, want %s", parent, s.Commit())
-			}
-			if err := s.Mark(t.Context()); err != nil {
-				t.Error(err)
-			}
-			if at := repo.Git(t, "rev-parse", mark); at != s.Commit() {
-				t.Errorf("the mark is at %s, want %s", at, s.Commit())
-			}
-		})
-	}
+	eachServer(t, kinds(), func(t *testing.T, server *gittest.Server) {
+		repo := server.Create(t, "repo.git", seed())
+		s := read(t, open(t, repo.URL, server.Auth), "main")
+		repo.Commit(t, "main", map[string]string{"README.md": "theirs\n"})
+		if strings.Contains(t.Name(), "no_") {
+			repo.Git(t, "update-ref", "refs/heads/main", repo.Git(t, "commit-tree", "-m", "rewritten", "main^{tree}"))
+		}
+		got := push(t, s, onto("", "a: 2\n"))
+		if parent := repo.Git(t, "rev-parse", got+"~1"); parent != s.Commit() {
+			t.Errorf("stands on %s, want %s", parent, s.Commit())
+		}
+		if err := s.Mark(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if at := repo.Git(t, "rev-parse", mark); at != s.Commit() {
+			t.Errorf("the mark is at %s, want %s", at, s.Commit())
+		}
+	})
 }

@@ -102,6 +102,17 @@ var servers = map[string]func(*testing.T) *gittest.Server{
 	},
 }
 
+// eachServer runs a test on a server of each kind.
+func eachServer(t *testing.T, kinds map[string]func(*testing.T) *gittest.Server, test func(*testing.T, *gittest.Server)) {
+	t.Helper()
+	for name, start := range kinds {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, start(t))
+		})
+	}
+}
+
 // starter starts a server, as gittest.HTTPS does.
 type starter = func(testing.TB, ...gittest.Option) *gittest.Server
 
@@ -130,51 +141,47 @@ var (
 
 func TestReadAndPush(t *testing.T) {
 	t.Parallel()
-	for name, start := range servers {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			server := start(t)
-			repo := server.Create(t, "team/repo.git", seed())
-			repo.Commit(t, "main", map[string]string{"apps/a/kustomization.yaml": "resources: []\n"})
-			tip := repo.Git(t, "rev-parse", "main")
+	eachServer(t, servers, func(t *testing.T, server *gittest.Server) {
+		repo := server.Create(t, "team/repo.git", seed())
+		repo.Commit(t, "main", map[string]string{"apps/a/kustomization.yaml": "resources: []\n"})
+		tip := repo.Git(t, "rev-parse", "main")
 
-			s := read(t, open(t, repo.URL, server.Auth), "")
-			if s.Commit() != tip || s.Branch() != "main" {
-				t.Fatalf("Read = %s on %s, want %s on main", s.Commit(), s.Branch(), tip)
-			}
-			files, err := s.Files(t.Context(), []string{"apps/a/lock.yaml", "README.md", "apps/a/absent", "apps/a/lock.yaml"})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(map[string]string{"apps/a/lock.yaml": "a: 1\n", "README.md": "hello\n"}, text(files)); diff != "" {
-				t.Errorf("Files (-want +got):\n%s", diff)
-			}
+		s := read(t, open(t, repo.URL, server.Auth), "")
+		if s.Commit() != tip || s.Branch() != "main" {
+			t.Fatalf("Read = %s on %s, want %s on main", s.Commit(), s.Branch(), tip)
+		}
+		files, err := s.Files(t.Context(), []string{"apps/a/lock.yaml", "README.md", "apps/a/absent", "apps/a/lock.yaml"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(map[string]string{"apps/a/lock.yaml": "a: 1\n", "README.md": "hello\n"}, text(files)); diff != "" {
+			t.Errorf("Files (-want +got):\n%s", diff)
+		}
 
-			c := change("build: update", map[string]string{
-				"apps/a/lock.yaml":       "a: 2\n",
-				"apps/a/new.yaml":        "new\n",
-				"apps/deep/er/lock.yaml": "deep: 2\n",
-				"apps/a-b/empty":         "",
-			})
-			c.Files["apps/a.yaml"] = nil
-			commit := push(t, s, c)
-
-			got := repo.Git(t, "log", "-1", "--format=%H %P|%an <%ae> %aI|%cn <%ce> %cI|%B", "main")
-			want := commit + " " + tip + "|Robot <robot@example.com> 2026-03-01T12:00:00+01:00|Robot <robot@example.com> 2026-03-01T12:00:00+01:00|build: update"
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("git log (-want +got):\n%s", diff)
-			}
-			got = repo.Git(t, "show", "--format=", "--name-status", "main")
-			want = "A\tapps/a-b/empty\nD\tapps/a.yaml\nM\tapps/a/lock.yaml\nA\tapps/a/new.yaml\nM\tapps/deep/er/lock.yaml"
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("git show (-want +got):\n%s", diff)
-			}
-			if got := repo.Git(t, "show", "main:apps/deep/er/lock.yaml"); got != "deep: 2" {
-				t.Errorf("pushed content = %q", got)
-			}
-			repo.Git(t, "fsck", "--strict")
+		c := change("build: update", map[string]string{
+			"apps/a/lock.yaml":       "a: 2\n",
+			"apps/a/new.yaml":        "new\n",
+			"apps/deep/er/lock.yaml": "deep: 2\n",
+			"apps/a-b/empty":         "",
 		})
-	}
+		c.Files["apps/a.yaml"] = nil
+		commit := push(t, s, c)
+
+		got := repo.Git(t, "log", "-1", "--format=%H %P|%an <%ae> %aI|%cn <%ce> %cI|%B", "main")
+		want := commit + " " + tip + "|Robot <robot@example.com> 2026-03-01T12:00:00+01:00|Robot <robot@example.com> 2026-03-01T12:00:00+01:00|build: update"
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("git log (-want +got):\n%s", diff)
+		}
+		got = repo.Git(t, "show", "--format=", "--name-status", "main")
+		want = "A\tapps/a-b/empty\nD\tapps/a.yaml\nM\tapps/a/lock.yaml\nA\tapps/a/new.yaml\nM\tapps/deep/er/lock.yaml"
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("git show (-want +got):\n%s", diff)
+		}
+		if got := repo.Git(t, "show", "main:apps/deep/er/lock.yaml"); got != "deep: 2" {
+			t.Errorf("pushed content = %q", got)
+		}
+		repo.Git(t, "fsck", "--strict")
+	})
 }
 
 // TestRequests counts what matters on a large fleet: an unmoved branch costs one request.
@@ -359,26 +366,22 @@ func gittestBlob(t *testing.T, w *gittest.Clone, content string) string {
 
 func TestTooLarge(t *testing.T) {
 	t.Parallel()
-	for name, start := range map[string]func(*testing.T) *gittest.Server{"https": servers["https"], "no filter": servers["no filter"], "no blob wants": servers["no blob wants"], "sha256": servers["sha256"], "git, ssh, no anything": servers["git, ssh, no anything"]} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			server := start(t)
-			repo := server.Create(t, "repo.git", seed())
-			repo.Commit(t, "main", map[string]string{"apps/a/bomb": strings.Repeat("\x00", 20<<20), "apps/a/full": strings.Repeat("y", 1<<20)})
-			s := read(t, open(t, repo.URL, server.Auth), "main")
-			_, err := s.Files(t.Context(), []string{"README.md", "apps/a/bomb", "apps/a/full"})
-			if e, ok := errors.AsType[*fs.PathError](err); !ok || e.Path != "apps/a/bomb" || errors.Is(err, gitrepo.ErrNotRegular) {
-				t.Errorf("Files: %v, want a path error about apps/a/bomb", err)
-			}
-			if got := readFiles(t, s, "README.md", "apps/a/full"); len(got["apps/a/full"]) != 1<<20 {
-				t.Errorf("a full MiB: got %d bytes", len(got["apps/a/full"]))
-			}
-			_, err = s.Push(t.Context(), change("m", map[string]string{"README.md": strings.Repeat("y", 1<<20+1)}))
-			if e, ok := errors.AsType[*fs.PathError](err); !ok || e.Path != "README.md" {
-				t.Errorf("Push: %v, want a path error about README.md", err)
-			}
-		})
-	}
+	eachServer(t, map[string]func(*testing.T) *gittest.Server{"https": servers["https"], "no filter": servers["no filter"], "no blob wants": servers["no blob wants"], "sha256": servers["sha256"], "git, ssh, no anything": servers["git, ssh, no anything"]}, func(t *testing.T, server *gittest.Server) {
+		repo := server.Create(t, "repo.git", seed())
+		repo.Commit(t, "main", map[string]string{"apps/a/bomb": strings.Repeat("\x00", 20<<20), "apps/a/full": strings.Repeat("y", 1<<20)})
+		s := read(t, open(t, repo.URL, server.Auth), "main")
+		_, err := s.Files(t.Context(), []string{"README.md", "apps/a/bomb", "apps/a/full"})
+		if e, ok := errors.AsType[*fs.PathError](err); !ok || e.Path != "apps/a/bomb" || errors.Is(err, gitrepo.ErrNotRegular) {
+			t.Errorf("Files: %v, want a path error about apps/a/bomb", err)
+		}
+		if got := readFiles(t, s, "README.md", "apps/a/full"); len(got["apps/a/full"]) != 1<<20 {
+			t.Errorf("a full MiB: got %d bytes", len(got["apps/a/full"]))
+		}
+		_, err = s.Push(t.Context(), change("m", map[string]string{"README.md": strings.Repeat("y", 1<<20+1)}))
+		if e, ok := errors.AsType[*fs.PathError](err); !ok || e.Path != "README.md" {
+			t.Errorf("Push: %v, want a path error about README.md", err)
+		}
+	})
 }
 
 func TestMoved(t *testing.T) {

@@ -48,69 +48,64 @@ func filesAt(t *testing.T, c *gitrepo.Commit, paths ...string) map[string]string
 
 var noAtomic = gittest.Config("receive.advertiseAtomic=false")
 
-// kinds are those servers that differ in how refs are moved, and one that cannot move two or none.
+// kinds are the servers, one by git for each kind of names, and one that cannot move two refs or none.
 func kinds() map[string]func(*testing.T) *gittest.Server {
-	some := map[string]func(*testing.T) *gittest.Server{
-		"not atomic": func(t *testing.T) *gittest.Server { return gittest.HTTPS(t, noAtomic) },
+	all := maps.Clone(servers)
+	for _, name := range []string{"sha256, ssh", "git, https", "sha256, no anything"} { // by git is slow
+		delete(all, name)
 	}
-	for _, name := range []string{"https", "no shallow", "ssh, no anything", "sha256", "git, ssh, no anything"} {
-		some[name] = servers[name]
-	}
-	return some
+	all["not atomic"] = func(t *testing.T) *gittest.Server { return gittest.HTTPS(t, noAtomic) }
+	return all
 }
 
 func TestMark(t *testing.T) {
 	t.Parallel()
-	for name, start := range kinds() {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			server := start(t)
-			repo := server.Create(t, "repo.git", seed())
-			r := open(t, repo.URL, server.Auth)
-			s := read(t, r, "")
-			if c := marked(t, s); c != nil {
-				t.Errorf("before the first push: a mark at %s", c.Hash)
-			}
-			first := push(t, s, marking("a: 2\n"))
-			second := push(t, read(t, r, ""), marking("a: 3\n"))
-			if got := repo.Git(t, "rev-parse", mark); got != second {
-				t.Errorf("%s = %s, want %s", mark, got, second)
-			}
+	eachServer(t, kinds(), func(t *testing.T, server *gittest.Server) {
+		repo := server.Create(t, "repo.git", seed())
+		r := open(t, repo.URL, server.Auth)
+		s := read(t, r, "")
+		if c := marked(t, s); c != nil {
+			t.Errorf("before the first push: a mark at %s", c.Hash)
+		}
+		first := push(t, s, marking("a: 2\n"))
+		second := push(t, read(t, r, ""), marking("a: 3\n"))
+		if got := repo.Git(t, "rev-parse", mark); got != second {
+			t.Errorf("%s = %s, want %s", mark, got, second)
+		}
 
-			// A person takes the branch elsewhere, to a history that never met ours.
-			w := repo.Clone(t, "main")
-			w.Git(t, "checkout", "--quiet", "--orphan", "other")
-			w.Write(t, "apps/a/lock.yaml", "a: 9\n")
-			w.Git(t, "rm", "--quiet", "-f", "README.md")
-			w.Push(t, "main")
-			for name, r := range map[string]*gitrepo.Remote{"same remote": r, "restarted": open(t, repo.URL, server.Auth)} {
-				s := read(t, r, "")
-				c := marked(t, s)
-				want := gitrepo.Commit{
-					Hash: second, Parents: []string{first}, Message: "build: update\n\nDigestlock-Companion: test\n",
-					Author: robot, Committer: robot, When: noon,
-				}
-				if diff := cmp.Diff(want, *c, cmp.FilterPath(func(p cmp.Path) bool { return p.String() == "found" || p.String() == "at" }, cmp.Ignore()), cmp.AllowUnexported(gitrepo.Commit{})); diff != "" {
-					t.Errorf("%s: Marked (-want +got):\n%s", name, diff)
-				}
-				got := filesAt(t, c, "apps/a/lock.yaml", "README.md", "apps", "apps/none/lock.yaml", "../x", "apps/a/absent")
-				if diff := cmp.Diff(map[string]string{"apps/a/lock.yaml": "a: 3\n", "README.md": "hello\n"}, got); diff != "" {
-					t.Errorf("%s: Files at the mark (-want +got):\n%s", name, diff)
-				}
-				if got := readFiles(t, s, "apps/a/lock.yaml", "README.md"); got["apps/a/lock.yaml"] != "a: 9\n" || len(got) != 1 {
-					t.Errorf("%s: Files at the tip = %q", name, got)
-				}
+		// A person takes the branch elsewhere, to a history that never met ours.
+		w := repo.Clone(t, "main")
+		w.Git(t, "checkout", "--quiet", "--orphan", "other")
+		w.Write(t, "apps/a/lock.yaml", "a: 9\n")
+		w.Git(t, "rm", "--quiet", "-f", "README.md")
+		w.Push(t, "main")
+		for name, r := range map[string]*gitrepo.Remote{"same remote": r, "restarted": open(t, repo.URL, server.Auth)} {
+			s := read(t, r, "")
+			c := marked(t, s)
+			want := gitrepo.Commit{
+				Hash: second, Parents: []string{first}, Message: "build: update\n\nDigestlock-Companion: test\n",
+				Author: robot, Committer: robot, When: noon,
 			}
-			if err := r.MarkRefused(); err != nil {
-				t.Error(err)
+			if diff := cmp.Diff(want, *c, cmp.FilterPath(func(p cmp.Path) bool { return p.String() == "found" || p.String() == "at" }, cmp.Ignore()), cmp.AllowUnexported(gitrepo.Commit{})); diff != "" {
+				t.Errorf("%s: Marked (-want +got):\n%s", name, diff)
 			}
-			push(t, read(t, r, ""), marking("a: 4\n"))
-			if c := marked(t, read(t, r, "")); filesAt(t, c, "apps/a/lock.yaml")["apps/a/lock.yaml"] != "a: 4\n" {
-				t.Error("the mark did not come along")
+			got := filesAt(t, c, "apps/a/lock.yaml", "README.md", "apps", "apps/none/lock.yaml", "../x", "apps/a/absent")
+			if diff := cmp.Diff(map[string]string{"apps/a/lock.yaml": "a: 3\n", "README.md": "hello\n"}, got); diff != "" {
+				t.Errorf("%s: Files at the mark (-want +got):\n%s", name, diff)
 			}
-			repo.Git(t, "fsck", "--strict")
-		})
-	}
+			if got := readFiles(t, s, "apps/a/lock.yaml", "README.md"); got["apps/a/lock.yaml"] != "a: 9\n" || len(got) != 1 {
+				t.Errorf("%s: Files at the tip = %q", name, got)
+			}
+		}
+		if err := r.MarkRefused(); err != nil {
+			t.Error(err)
+		}
+		push(t, read(t, r, ""), marking("a: 4\n"))
+		if c := marked(t, read(t, r, "")); filesAt(t, c, "apps/a/lock.yaml")["apps/a/lock.yaml"] != "a: 4\n" {
+			t.Error("the mark did not come along")
+		}
+		repo.Git(t, "fsck", "--strict")
+	})
 }
 
 // TestMarkOfReset: the branch is where it was read, and the mark is not.
@@ -271,47 +266,43 @@ func testMarkStaysWithBranch(t *testing.T, https starter) {
 // is not asked.
 func TestSweep(t *testing.T) {
 	t.Parallel()
-	for name, start := range kinds() {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			server := start(t)
-			repo := server.Create(t, "repo.git", seed())
-			r := open(t, repo.URL, server.Auth)
-			sweep := func(want ...string) {
-				t.Helper()
-				if got, err := r.Sweep(t.Context()); err != nil || !slices.Equal(got, want) {
-					t.Errorf("Sweep() = %q, %v, want %q", got, err, want)
-				}
+	eachServer(t, kinds(), func(t *testing.T, server *gittest.Server) {
+		repo := server.Create(t, "repo.git", seed())
+		r := open(t, repo.URL, server.Auth)
+		sweep := func(want ...string) {
+			t.Helper()
+			if got, err := r.Sweep(t.Context()); err != nil || !slices.Equal(got, want) {
+				t.Errorf("Sweep() = %q, %v, want %q", got, err, want)
 			}
-			for _, branch := range []string{"feature/a", "feature/b"} {
-				repo.Git(t, "branch", branch, "main")
-				push(t, read(t, r, branch), marking("a: 2\n"))
-			}
-			tip := push(t, read(t, r, "main"), marking("a: 3\n"))
-			read(t, r, "main")
-			sweep()
+		}
+		for _, branch := range []string{"feature/a", "feature/b"} {
+			repo.Git(t, "branch", branch, "main")
+			push(t, read(t, r, branch), marking("a: 2\n"))
+		}
+		tip := push(t, read(t, r, "main"), marking("a: 3\n"))
+		read(t, r, "main")
+		sweep()
 
-			repo.Git(t, "branch", "-D", "feature/a", "feature/b")
-			if _, err := r.Read(t.Context(), "feature/a"); !errors.Is(err, gitrepo.ErrBranch) {
-				t.Fatalf("Read of a branch that is gone: %v", err)
-			}
-			repo.Hook(t, "update", `case "$1" in refs/digestlock/*) echo "kept here" >&2; exit 1;; esac`)
-			if got, err := r.Sweep(t.Context()); len(got) > 0 || err == nil || !strings.Contains(err.Error(), "kept here") && !strings.Contains(err.Error(), "hook declined") {
-				t.Errorf("Sweep of what the server keeps = %q, %v", got, err)
-			}
-			repo.Hook(t, "update", "")
-			read(t, r, "main")
-			sweep()
-			r = open(t, repo.URL, server.Auth)
-			read(t, r, "main")
-			sweep("feature/a", "feature/b")
-			if got := repo.Git(t, "for-each-ref", "--format=%(refname) %(objectname)", "refs/digestlock"); got != mark+" "+tip {
-				t.Errorf("marks are %q, want that of main", got)
-			}
-			read(t, r, "main")
-			sweep()
-		})
-	}
+		repo.Git(t, "branch", "-D", "feature/a", "feature/b")
+		if _, err := r.Read(t.Context(), "feature/a"); !errors.Is(err, gitrepo.ErrBranch) {
+			t.Fatalf("Read of a branch that is gone: %v", err)
+		}
+		repo.Hook(t, "update", `case "$1" in refs/digestlock/*) echo "kept here" >&2; exit 1;; esac`)
+		if got, err := r.Sweep(t.Context()); len(got) > 0 || err == nil || !strings.Contains(err.Error(), "kept here") && !strings.Contains(err.Error(), "hook declined") {
+			t.Errorf("Sweep of what the server keeps = %q, %v", got, err)
+		}
+		repo.Hook(t, "update", "")
+		read(t, r, "main")
+		sweep()
+		r = open(t, repo.URL, server.Auth)
+		read(t, r, "main")
+		sweep("feature/a", "feature/b")
+		if got := repo.Git(t, "for-each-ref", "--format=%(refname) %(objectname)", "refs/digestlock"); got != mark+" "+tip {
+			t.Errorf("marks are %q, want that of main", got)
+		}
+		read(t, r, "main")
+		sweep()
+	})
 }
 
 // TestMarkMovedMeanwhile: that the mark is elsewhere costs this push its mark, and no other.
@@ -425,53 +416,49 @@ func TestLog(t *testing.T) {
 	kinds["no tree filter"] = func(t *testing.T) *gittest.Server {
 		return gittest.HTTPS(t, gittest.Config("uploadpackfilter.tree.allow=false"))
 	}
-	for name, start := range kinds {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			server := start(t)
-			repo := server.Create(t, "repo.git", nil)
-			// Two lines with a merge between them, one of them by a clock that is a day late.
-			tip := commitAt(t, repo, 0, "0")
-			for i := 1; i < 30; i += 3 {
-				side := commitAt(t, repo, i-86400, fmt.Sprint(i), tip)
-				main := commitAt(t, repo, i+1, fmt.Sprint(i+1), tip)
-				tip = commitAt(t, repo, i+2, fmt.Sprint(i+2), main, side)
+	eachServer(t, kinds, func(t *testing.T, server *gittest.Server) {
+		repo := server.Create(t, "repo.git", nil)
+		// Two lines with a merge between them, one of them by a clock that is a day late.
+		tip := commitAt(t, repo, 0, "0")
+		for i := 1; i < 30; i += 3 {
+			side := commitAt(t, repo, i-86400, fmt.Sprint(i), tip)
+			main := commitAt(t, repo, i+1, fmt.Sprint(i+1), tip)
+			tip = commitAt(t, repo, i+2, fmt.Sprint(i+2), main, side)
+		}
+		repo.Git(t, "update-ref", "refs/heads/main", tip)
+		repo.Git(t, "symbolic-ref", "HEAD", "refs/heads/main")
+		r := open(t, repo.URL, server.Auth)
+		s := read(t, r, "")
+		for _, most := range []int{0, 1, 2, 7, 5, 100} {
+			log, err := s.Log(t.Context(), most)
+			if err != nil {
+				t.Fatal(err)
 			}
-			repo.Git(t, "update-ref", "refs/heads/main", tip)
-			repo.Git(t, "symbolic-ref", "HEAD", "refs/heads/main")
-			r := open(t, repo.URL, server.Auth)
-			s := read(t, r, "")
-			for _, most := range []int{0, 1, 2, 7, 5, 100} {
-				log, err := s.Log(t.Context(), most)
-				if err != nil {
-					t.Fatal(err)
+			var got []string
+			for _, c := range log {
+				got = append(got, strings.Join(append([]string{c.Hash}, c.Parents...), " ")+" "+strings.TrimSpace(c.Message))
+			}
+			want := strings.Split(repo.Git(t, "log", "--date-order", fmt.Sprint("-n", most), "--format=%H %P %s", "main"), "\n")
+			for i := range want {
+				want[i] = strings.Replace(want[i], "  ", " ", 1) // of a commit without parents
+			}
+			if most == 0 {
+				want = nil
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("Log(%d) (-want +got):\n%s", most, diff)
+			}
+			for _, i := range slices.Compact([]int{0, len(log) / 2, len(log) - 1}) {
+				if i < 0 || i >= len(log) {
+					continue
 				}
-				var got []string
-				for _, c := range log {
-					got = append(got, strings.Join(append([]string{c.Hash}, c.Parents...), " ")+" "+strings.TrimSpace(c.Message))
-				}
-				want := strings.Split(repo.Git(t, "log", "--date-order", fmt.Sprint("-n", most), "--format=%H %P %s", "main"), "\n")
-				for i := range want {
-					want[i] = strings.Replace(want[i], "  ", " ", 1) // of a commit without parents
-				}
-				if most == 0 {
-					want = nil
-				}
-				if diff := cmp.Diff(want, got); diff != "" {
-					t.Errorf("Log(%d) (-want +got):\n%s", most, diff)
-				}
-				for _, i := range slices.Compact([]int{0, len(log) / 2, len(log) - 1}) {
-					if i < 0 || i >= len(log) {
-						continue
-					}
-					c := log[i]
-					if got := filesAt(t, c, "lock", "none"); len(got) != 1 || "change "+got["lock"] != strings.TrimSpace(c.Message) {
-						t.Errorf("Files of %q = %q", c.Message, got)
-					}
+				c := log[i]
+				if got := filesAt(t, c, "lock", "none"); len(got) != 1 || "change "+got["lock"] != strings.TrimSpace(c.Message) {
+					t.Errorf("Files of %q = %q", c.Message, got)
 				}
 			}
-		})
-	}
+		}
+	})
 }
 
 // TestHistoryRequests: what a restart costs.

@@ -20,30 +20,26 @@ func onto(at, content string) gitrepo.Change {
 
 func TestOnto(t *testing.T) {
 	t.Parallel()
-	for name, start := range kinds() {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			server := start(t)
-			repo := server.Create(t, "repo.git", seed())
-			r := open(t, repo.URL, server.Auth)
-			first := push(t, read(t, r, "main"), onto("", "a: 2\n"))
-			moved := repo.Commit(t, "main", map[string]string{"README.md": "theirs\n"})
-			second := push(t, read(t, r, "main"), onto(first, "a: 3\n"))
-			if got := repo.Git(t, "rev-parse", side, side+"~1", "main"); got != strings.Join([]string{second, moved, moved}, "\n") {
-				t.Errorf("side, its parent and main are\n%s\nwant %s on %s", got, second, moved)
-			}
-			if got := repo.Git(t, "diff", "--name-only", "main", side); got != "apps/a/lock.yaml" {
-				t.Errorf("the side differs in %q", got)
-			}
-			if got := repo.Git(t, "for-each-ref", "--format=%(refname)"); got != "refs/heads/"+side+"\nrefs/heads/main" {
-				t.Errorf("refs are %q, want no mark", got)
-			}
-			if s := read(t, r, side); s.Commit() != second || readFiles(t, s, "apps/a/lock.yaml")["apps/a/lock.yaml"] != "a: 3\n" {
-				t.Errorf("the side reads as %s", s.Commit())
-			}
-			repo.Git(t, "fsck", "--strict")
-		})
-	}
+	eachServer(t, kinds(), func(t *testing.T, server *gittest.Server) {
+		repo := server.Create(t, "repo.git", seed())
+		r := open(t, repo.URL, server.Auth)
+		first := push(t, read(t, r, "main"), onto("", "a: 2\n"))
+		moved := repo.Commit(t, "main", map[string]string{"README.md": "theirs\n"})
+		second := push(t, read(t, r, "main"), onto(first, "a: 3\n"))
+		if got := repo.Git(t, "rev-parse", side, side+"~1", "main"); got != strings.Join([]string{second, moved, moved}, "\n") {
+			t.Errorf("side, its parent and main are\n%s\nwant %s on %s", got, second, moved)
+		}
+		if got := repo.Git(t, "diff", "--name-only", "main", side); got != "apps/a/lock.yaml" {
+			t.Errorf("the side differs in %q", got)
+		}
+		if got := repo.Git(t, "for-each-ref", "--format=%(refname)"); got != "refs/heads/"+side+"\nrefs/heads/main" {
+			t.Errorf("refs are %q, want no mark", got)
+		}
+		if s := read(t, r, side); s.Commit() != second || readFiles(t, s, "apps/a/lock.yaml")["apps/a/lock.yaml"] != "a: 3\n" {
+			t.Errorf("the side reads as %s", s.Commit())
+		}
+		repo.Git(t, "fsck", "--strict")
+	})
 }
 
 // TestOntoMoved: a branch that is not where it was read is not touched.
@@ -95,31 +91,27 @@ func TestValidBranch(t *testing.T) {
 
 func TestMarkAlone(t *testing.T) {
 	t.Parallel()
-	for name, start := range kinds() {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			server := start(t)
-			repo := server.Create(t, "repo.git", seed())
-			r := open(t, repo.URL, server.Auth)
-			for i := range 2 {
-				s := read(t, r, "main")
-				if s.MarkIsHere() {
-					t.Errorf("%d: the mark is here before it was moved", i)
-				}
-				if err := s.Mark(t.Context()); err != nil {
-					t.Error(err)
-				}
-				if s := read(t, r, "main"); !s.MarkIsHere() {
-					t.Errorf("%d: the mark is not here", i)
-				}
-				repo.Commit(t, "main", map[string]string{"README.md": name})
+	eachServer(t, kinds(), func(t *testing.T, server *gittest.Server) {
+		repo := server.Create(t, "repo.git", seed())
+		r := open(t, repo.URL, server.Auth)
+		for i := range 2 {
+			s := read(t, r, "main")
+			if s.MarkIsHere() {
+				t.Errorf("%d: the mark is here before it was moved", i)
 			}
-			repo.Hook(t, "update", refusesMark)
-			if err := read(t, r, "main").Mark(t.Context()); err != nil || r.MarkRefused() == nil {
-				t.Errorf("refused: %v, and remembered as %v", err, r.MarkRefused())
+			if err := s.Mark(t.Context()); err != nil {
+				t.Error(err)
 			}
-		})
-	}
+			if s := read(t, r, "main"); !s.MarkIsHere() {
+				t.Errorf("%d: the mark is not here", i)
+			}
+			repo.Commit(t, "main", map[string]string{"README.md": t.Name()})
+		}
+		repo.Hook(t, "update", refusesMark)
+		if err := read(t, r, "main").Mark(t.Context()); err != nil || r.MarkRefused() == nil {
+			t.Errorf("refused: %v, and remembered as %v", err, r.MarkRefused())
+		}
+	})
 	server := gittest.HTTPS(t)
 	repo := server.Create(t, "repo.git", seed())
 	s := read(t, open(t, repo.URL, server.Auth), "main")

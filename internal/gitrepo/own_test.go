@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/digestlock/digestlock/internal/gitrepo"
+	"github.com/digestlock/digestlock/internal/gittest"
 )
 
 func own(t *testing.T, r *gitrepo.Remote) *gitrepo.Snapshot {
@@ -21,37 +22,33 @@ func own(t *testing.T, r *gitrepo.Remote) *gitrepo.Snapshot {
 // TestOwn: a branch that is not there is made, with a history of its own, and so are its directories.
 func TestOwn(t *testing.T) {
 	t.Parallel()
-	for name, start := range kinds() {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			server := start(t)
-			repo := server.Create(t, "repo.git", seed())
-			r := open(t, repo.URL, server.Auth)
-			s := own(t, r)
-			if s.Commit() != "" || s.Branch() != side {
-				t.Fatalf("Own = %q on %s, want nothing on %s", s.Commit(), s.Branch(), side)
-			}
-			if got := readFiles(t, s, "a/b/lock.yaml", "lock.yaml"); len(got) != 0 {
-				t.Errorf("a branch that is not there has %v", got)
-			}
-			first := push(t, s, change("first", map[string]string{"a/b/lock.yaml": "1\n", "lock.yaml": "root\n"}))
-			s = own(t, r)
-			if diff := cmp.Diff(map[string]string{"a/b/lock.yaml": "1\n", "lock.yaml": "root\n"}, readFiles(t, s, "a/b/lock.yaml", "a/c/lock.yaml", "lock.yaml")); diff != "" || s.Commit() != first {
-				t.Errorf("at %s, want %s; files (-want +got):\n%s", s.Commit(), first, diff)
-			}
-			c := change("second", map[string]string{"a/c/lock.yaml": "2\n", "z/lock.yaml": "z\n"})
-			c.Files["a/b/lock.yaml"] = nil
-			c.Files["nowhere/lock.yaml"] = nil
-			push(t, s, c)
-			if got, want := repo.Git(t, "log", "--format=%s", side), "second\nfirst"; got != want {
-				t.Errorf("history is %q, want %q", got, want)
-			}
-			if got, want := repo.Git(t, "ls-tree", "-r", "--name-only", side), "a/c/lock.yaml\nlock.yaml\nz/lock.yaml"; got != want {
-				t.Errorf("files are %q, want %q", got, want)
-			}
-			repo.Git(t, "fsck", "--strict")
-		})
-	}
+	eachServer(t, kinds(), func(t *testing.T, server *gittest.Server) {
+		repo := server.Create(t, "repo.git", seed())
+		r := open(t, repo.URL, server.Auth)
+		s := own(t, r)
+		if s.Commit() != "" || s.Branch() != side {
+			t.Fatalf("Own = %q on %s, want nothing on %s", s.Commit(), s.Branch(), side)
+		}
+		if got := readFiles(t, s, "a/b/lock.yaml", "lock.yaml"); len(got) != 0 {
+			t.Errorf("a branch that is not there has %v", got)
+		}
+		first := push(t, s, change("first", map[string]string{"a/b/lock.yaml": "1\n", "lock.yaml": "root\n"}))
+		s = own(t, r)
+		if diff := cmp.Diff(map[string]string{"a/b/lock.yaml": "1\n", "lock.yaml": "root\n"}, readFiles(t, s, "a/b/lock.yaml", "a/c/lock.yaml", "lock.yaml")); diff != "" || s.Commit() != first {
+			t.Errorf("at %s, want %s; files (-want +got):\n%s", s.Commit(), first, diff)
+		}
+		c := change("second", map[string]string{"a/c/lock.yaml": "2\n", "z/lock.yaml": "z\n"})
+		c.Files["a/b/lock.yaml"] = nil
+		c.Files["nowhere/lock.yaml"] = nil
+		push(t, s, c)
+		if got, want := repo.Git(t, "log", "--format=%s", side), "second\nfirst"; got != want {
+			t.Errorf("history is %q, want %q", got, want)
+		}
+		if got, want := repo.Git(t, "ls-tree", "-r", "--name-only", side), "a/c/lock.yaml\nlock.yaml\nz/lock.yaml"; got != want {
+			t.Errorf("files are %q, want %q", got, want)
+		}
+		repo.Git(t, "fsck", "--strict")
+	})
 }
 
 // TestOwnMoved: of two who make the branch, one does, and nothing else than a missing directory is made up for.
