@@ -166,7 +166,7 @@ func (c *Companion) sweep(ctx context.Context, all []*followed) {
 		branches, err := r.Remote.Sweep(ctx)
 		cancel()
 		if err != nil {
-			c.o.Log.Warn("marks of branches that are gone stay", "repository", r.URL, "error", err)
+			c.o.Log.Warn("marks of branches that are gone stay", "repository", r.URL, "error", err, "code", fault.CodeOf(err), "hint", fault.Hint(err))
 		}
 		for _, b := range branches {
 			c.o.Log.Info("branch is gone, and its mark now, too", "repository", r.URL, "branch", b)

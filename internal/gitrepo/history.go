@@ -123,6 +123,9 @@ func (r *Remote) Sweep(ctx context.Context) (branches []string, err error) {
 		return branches, nil
 	}
 	refused, _ := errors.AsType[*refusal](err)
+	if refused != nil {
+		err = fault.New(fault.GitRefused, "allow the pusher to delete "+marks+"*, or delete those of branches that are gone by hand", "%s", r.clean(refused.reason))
+	}
 	err = r.explain(ctx, "delete marks of branches that are gone of", err)
 	r.mu.Lock()
 	defer r.mu.Unlock()
