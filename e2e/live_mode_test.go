@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -14,8 +15,8 @@ import (
 // an operation, as a full sync. What docs/modes.md says of less than that, and of rollbacks, is so.
 func testLiveMode(t *testing.T, s *liveStack) {
 	a, files := s.overlay("live", "dev", "latest")
-	files[a.path+"/../../base/kustomization.yaml"] = "resources: [deployment.yaml, job.yaml]\n"
-	files[a.path+"/../../base/job.yaml"] = hook
+	files[filepath.Join(a.path, "../../base/kustomization.yaml")] = "resources: [deployment.yaml, job.yaml]\n"
+	files[filepath.Join(a.path, "../../base/job.yaml")] = hook
 	first := pushImage(t, a.reference)
 	s.git.commit(t, "live: add the overlay", files)
 	a.createLive(t, "{name: mode, string: live}", autoSync)
