@@ -31,6 +31,7 @@ const trailer = lock.Trailer + ":"
 // left is how the companion left the lock of one path.
 type left struct {
 	commit string // in which, or before which, it looked at the path
+	parent string // of the commit, its first
 	lock   *lock.Document
 }
 
@@ -95,7 +96,7 @@ func (u *updater) before(ctx context.Context, log *history, dir string, last *gi
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, left{last.Hash, committed})
+		all = append(all, left{last.Hash, first(last.Parents), committed})
 	}
 	if !known && moves {
 		own, err := log.own(ctx, dir)
@@ -120,7 +121,7 @@ func (u *updater) judge(ctx context.Context, log *history, dir string, p lock.Pi
 	if now.Digest != "" && now.Digest != q.Digest && now.ResolvedAt.After(q.ResolvedAt) {
 		return nil, nil
 	}
-	cause, err := log.cause(ctx, dir, p, before.commit)
+	cause, err := log.cause(ctx, dir, p, before)
 	if err != nil || cause == "" {
 		return nil, err
 	}
@@ -134,6 +135,7 @@ func (u *updater) lastOurs(ctx context.Context, log *history) (*gitrepo.Commit, 
 	if err != nil {
 		return nil, fmt.Errorf("what was last committed: %w", err)
 	}
+	log.marked = marked
 	if marked != nil && (marked.Hash == log.tip.Commit() || u.branch.pushed == marked.Hash) {
 		return marked, nil
 	}
@@ -155,6 +157,7 @@ type history struct {
 	tip     *gitrepo.Snapshot
 	merged  bool     // the companion's commits come by merges of requests
 	files   []string // the locks of all paths
+	marked  *gitrepo.Commit
 	commits []*gitrepo.Commit
 	fetched map[string]bool // commits whose locks are here
 }
@@ -264,7 +267,7 @@ func (h *history) own(ctx context.Context, dir string) ([]left, error) {
 		}
 		if now != nil && !bytes.Equal(now, before) {
 			doc, err := h.lockAt(ctx, c, dir)
-			return []left{{c.Hash, doc}}, err
+			return []left{{c.Hash, first(c.Parents), doc}}, err
 		}
 	}
 	return nil, nil
@@ -272,10 +275,15 @@ func (h *history) own(ctx context.Context, dir string) ([]left, error) {
 
 // parent returns c's first parent, nil for none that is known.
 func (h *history) parent(c *gitrepo.Commit) *gitrepo.Commit {
-	if len(c.Parents) == 0 {
-		return nil
+	return h.find(first(c.Parents))
+}
+
+// first returns the parent along which a branch's own history runs, "" for none.
+func first(parents []string) string {
+	if len(parents) == 0 {
+		return ""
 	}
-	return h.find(c.Parents[0])
+	return parents[0]
 }
 
 // descends reports whether the commit has ancestor among those before it, or is it.
@@ -307,12 +315,13 @@ func (h *history) find(hash string) *gitrepo.Commit {
 // cause says which commit since last, the companion's own, moved the pin of p's image to where it is, in words for a
 // hold: "reverted in 3f2c1ab by Jane Doe". It follows first parents, along which a branch's own history runs. It returns
 // "" when that was the companion itself, which is so where a mark lags behind.
-func (h *history) cause(ctx context.Context, dir string, p lock.Pin, last string) (string, error) {
+func (h *history) cause(ctx context.Context, dir string, p lock.Pin, before left) (string, error) {
 	if err := h.read(ctx); err != nil {
 		return "", err
 	}
-	if h.find(last) == nil && len(h.commits) < maxHistory {
-		return "branch reset past " + last[:7], nil
+	last := before.commit
+	if lost, err := h.lost(ctx, before); lost || err != nil {
+		return "branch reset past " + last[:7], err
 	}
 	for c := h.commits[0]; c.Hash != last; {
 		parent := h.parent(c)
@@ -336,6 +345,38 @@ func (h *history) cause(ctx context.Context, dir string, p lock.Pin, last string
 		c = parent
 	}
 	return "changed by hand", nil
+}
+
+// lost reports whether a commit of the companion's is not on the branch any more. Where the branch is longer than what was
+// read, one that is not there may be further back: then the branch was reset if it has a commit that came before.
+func (h *history) lost(ctx context.Context, ours left) (bool, error) {
+	if h.find(ours.commit) != nil {
+		return false, nil
+	}
+	if len(h.commits) < maxHistory {
+		return true, nil
+	}
+	own := map[string]bool{}
+	for c := h.commits[0]; c != nil; c = h.parent(c) {
+		own[c.Hash] = true
+	}
+	if own[ours.parent] {
+		return true, nil
+	}
+	if h.marked == nil || h.marked.Hash != ours.commit {
+		return false, nil
+	}
+	before, err := h.marked.Log(ctx, maxHistory)
+	if err != nil {
+		return false, fmt.Errorf("history of what was last committed: %w", err)
+	}
+	theirs := history{commits: before}
+	for c := before[0]; c != nil; c = theirs.parent(c) {
+		if own[c.Hash] {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // unaware reports whether a merge brought the pin from a branch that did not know of the companion's last commit: nobody

@@ -140,6 +140,43 @@ func TestReset(t *testing.T) {
 // manyCommits is a git alias that adds commits to main which change nothing.
 const manyCommits = `!at=$(git rev-parse main); for i in $(seq 500); do at=$(git commit-tree -p $at -m $i "main^{tree}"); done; git update-ref refs/heads/main $at`
 
+// TestResetOfLongBranch: so it is on a branch with more commits than the companion reads, also past several of its own, and
+// without a mark for as long as the process lives.
+func TestResetOfLongBranch(t *testing.T) {
+	t.Parallel()
+	restart := func(t *testing.T, f *fixture) { f.restarted(t) }
+	for name, c := range map[string]struct {
+		to   string
+		want int
+		then func(*testing.T, *fixture)
+	}{
+		"the last commit":         {"main~1", 3, restart},
+		"two commits":             {"main~2", 2, restart},
+		"while the process lives": {"main~1", 3, func(*testing.T, *fixture) {}},
+		"without a mark": {"main~1", 3, func(t *testing.T, f *fixture) {
+			t.Helper()
+			f.repo.Git(t, "update-ref", "-d", "refs/digestlock/main")
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := start(t, map[string]string{"app/kustomization.yaml": overlay})
+			f.repo.Git(t, "-c", "alias.many="+manyCommits, "many")
+			f.replica.rendered(f.repo.URL, "main", "app", "backend", pin(server, 1))
+			for n := range 4 {
+				f.replica.sees(pin(server, n+1))
+				once(t, f.Companion, 1)
+			}
+			ours := f.repo.Git(t, "rev-parse", "main")
+			f.repo.Git(t, "update-ref", "refs/heads/main", c.to)
+			c.then(t, f)
+			once(t, f.Companion, 1)
+			wantHold(t, f.repo, server, c.want, 4, "branch reset past "+ours[:7])
+			once(t, f.restarted(t).Companion, 0)
+		})
+	}
+}
+
 // TestLongAgo: what the companion last committed may lie further back than it reads.
 func TestLongAgo(t *testing.T) {
 	t.Parallel()

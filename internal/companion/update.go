@@ -153,7 +153,7 @@ func (u *updater) attempt(ctx context.Context, tip *gitrepo.Snapshot) error {
 	u.branch.pause.settled(change.When)
 	u.branch.pushed = hash
 	for dir, doc := range after {
-		u.branch.left[dir] = left{hash, doc}
+		u.branch.left[dir] = left{hash, tip.Commit(), doc}
 	}
 	u.locks = after
 	u.committed(hash, change)

@@ -232,7 +232,7 @@ func (s *Snapshot) log(ctx context.Context, most int) ([]*object.Commit, error) 
 // the server can do that: the trees of one directory with a thousand entries weigh 20 MiB for 500 commits below it.
 func (s *Snapshot) deepen(ctx context.Context, generations int) error {
 	s.mu.Lock()
-	depth := s.depth
+	depth := max(1, s.depth[s.commit])
 	s.mu.Unlock()
 	if _, _, complete := s.history(); complete || generations <= depth || !s.caps.Supports(capability.Shallow) {
 		return nil
@@ -250,7 +250,7 @@ func (s *Snapshot) deepen(ctx context.Context, generations int) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.depth = max(s.depth, generations)
+	s.depth[s.commit] = max(s.depth[s.commit], generations)
 	return nil
 }
 
@@ -299,6 +299,10 @@ func (s *Snapshot) commitOf(c *object.Commit, root plumbing.Hash, generations in
 	}
 	return commit
 }
+
+// Log is [Snapshot.Log] of a commit that [Snapshot.Marked] returned: what it descends from need not be on the branch any
+// more.
+func (c *Commit) Log(ctx context.Context, most int) ([]*Commit, error) { return c.at.Log(ctx, most) }
 
 // Files returns the contents of those of paths that are regular files at this commit. What is not here yet is fetched in
 // one round trip, and one before that for the trees of a commit of a log, and of those around it.

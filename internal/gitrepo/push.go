@@ -101,7 +101,7 @@ func (s *Snapshot) pushed(commit plumbing.Hash, objects *memory.Storage) {
 	}
 	next := *s
 	next.commit, next.tree, next.root, next.generations, next.own = commit, c.TreeHash, commit, 1, false
-	next.store = &store{names: &names{}, objects: memory.NewStorage(), depth: 1}
+	next.store = &store{names: &names{}, objects: memory.NewStorage(), depth: map[plumbing.Hash]int{}}
 	if next.carry(commit, objects, s.store) && next.carryTree(c.TreeHash, objects, s.store) {
 		s.remote.mu.Lock()
 		defer s.remote.mu.Unlock()

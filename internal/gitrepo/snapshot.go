@@ -50,7 +50,7 @@ type Snapshot struct {
 type store struct {
 	mu      sync.Mutex // guards what follows
 	objects *memory.Storage
-	depth   int // how many generations of the branch are here
+	depth   map[plumbing.Hash]int // how many generations below a commit are here
 	parsed  map[plumbing.Hash][]object.TreeEntry
 
 	names *names
@@ -63,7 +63,7 @@ func newSnapshot(r *Remote, branch plumbing.ReferenceName, tip plumbing.Hash, ca
 		partial:  wants && caps.Supports(capability.Filter),
 		maxBytes: maxInflated,
 		root:     tip, generations: 1,
-		store: &store{objects: memory.NewStorage(), depth: 1, names: known},
+		store: &store{objects: memory.NewStorage(), depth: map[plumbing.Hash]int{}, names: known},
 	}
 }
 
