@@ -161,7 +161,7 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	}
 	if cluster != nil {
 		g.Go(func() error {
-			cluster.follow(gctx, c.Wake)
+			cluster.follow(gctx, func() { c.Wake() })
 			return nil
 		})
 	}

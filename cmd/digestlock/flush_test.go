@@ -22,6 +22,7 @@ import (
 	"github.com/digestlock/digestlock/internal/companion"
 	"github.com/digestlock/digestlock/internal/door"
 	"github.com/digestlock/digestlock/internal/fanout"
+	"github.com/digestlock/digestlock/internal/image"
 )
 
 type issuerKey struct{}
@@ -90,9 +91,9 @@ type committer struct{}
 
 func (committer) Waits() bool { return false }
 
-func (committer) Wake() {}
+func (committer) Wake(...image.Target) {}
 
-func (committer) Sync(context.Context) ([]companion.Commit, error) {
+func (committer) Sync(context.Context, ...image.Target) ([]companion.Commit, error) {
 	return []companion.Commit{{
 		Repository: "https://git.example.com/k8s.git", Branch: "main", Hash: strings.Repeat("3f2c1ab0", 5), Message: "server: move on\n\nmore\n",
 	}}, nil

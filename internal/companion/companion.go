@@ -110,6 +110,7 @@ type Companion struct {
 	metrics metrics
 	bell    *bell
 	board   board
+	sights  *sights
 
 	mu       sync.Mutex         // guards branches
 	branches map[string]*branch // by repository and branch; what is remembered from cycle to cycle
@@ -125,7 +126,9 @@ func New(o Options) *Companion {
 	if o.Version == "" {
 		o.Version = "devel"
 	}
-	return &Companion{o: o, metrics: newMetrics(o.Registerer), bell: newBell(), branches: map[string]*branch{}}
+	c := &Companion{o: o, metrics: newMetrics(o.Registerer), bell: newBell(), branches: map[string]*branch{}}
+	c.sights = newSights(func() { c.Wake() })
+	return c
 }
 
 // Commit is one commit that was pushed.
@@ -138,7 +141,8 @@ type Commit struct {
 // not be done, and the rest is done all the same.
 func (c *Companion) Once(ctx context.Context) ([]Commit, error) {
 	began := time.Now()
-	o := c.cycle(ctx, Quiet{})
+	o := c.cycle(ctx, Quiet{}, nil)
+	c.sights.questions.Wait()
 	c.board.ended(began, o)
 	return o.commits, sum(o.problems)
 }

@@ -8,8 +8,9 @@ import (
 	"github.com/digestlock/digestlock/internal/lock"
 )
 
-// cycle brings all branches up to date, each repository at its own pace.
-func (c *Companion) cycle(ctx context.Context, quiet Quiet) outcome {
+// cycle brings all branches up to date, each repository at its own pace. It waits for all looks, or
+// where there are rings for what those want that rang.
+func (c *Companion) cycle(ctx context.Context, quiet Quiet, r *rings) outcome {
 	replicas, docs, problems := c.collect(ctx)
 	if len(replicas) == 0 {
 		return outcome{problems: problems}
@@ -20,7 +21,10 @@ func (c *Companion) cycle(ctx context.Context, quiet Quiet) outcome {
 	}
 	trouble := trouble{}
 	followed, unread := c.targetRevisions(ctx, docs, trouble)
-	looks := newLooks(replicas, c.o.Log)
+	looks := c.sights.newLooks(ctx, replicas, c.o.Log)
+	if r != nil {
+		looks.hasten(r)
+	}
 	parts := byRepository(followed)
 	slots := newSlots()
 	var wg sync.WaitGroup
@@ -43,7 +47,7 @@ func (c *Companion) cycle(ctx context.Context, quiet Quiet) outcome {
 	if c.o.Cluster != nil {
 		c.metrics.leftOut.WithLabelValues(byProject).Set(float64(c.o.Cluster.LeftOut()))
 	}
-	problems = append(problems, looks.problems...)
+	problems = append(problems, c.sights.keep()...)
 	var commits []Commit
 	for _, u := range updates {
 		u.report(trouble)

@@ -12,7 +12,7 @@ import (
 func TestForget(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var asked []int
+		var asked sizes
 		c := New(Options{
 			Replicas: func(context.Context) ([]Replica, error) { return []Replica{prompt{&asked}}, nil }, Log: slog.New(slog.DiscardHandler),
 		})
@@ -21,12 +21,12 @@ func TestForget(t *testing.T) {
 		c.branch(&target{repository: main.repository, branch: "preview"})
 		time.Sleep(forgotten)
 		c.branch(main)
-		c.cycle(t.Context(), Quiet{})
+		c.cycle(t.Context(), Quiet{}, nil)
 		if len(c.branches) != 2 {
 			t.Errorf("%d branches within a day, want 2", len(c.branches))
 		}
 		time.Sleep(time.Second)
-		c.cycle(t.Context(), Quiet{})
+		c.cycle(t.Context(), Quiet{}, nil)
 		if len(c.branches) != 1 || c.branches[main.key()] != kept {
 			t.Errorf("%d branches, want the one that is followed", len(c.branches))
 		}

@@ -14,8 +14,20 @@ import (
 	"github.com/digestlock/digestlock/internal/lock"
 )
 
-// maxAsk is how many images one question holds; the resolver refuses more than 1500.
-const maxAsk = 1000
+const (
+	// maxAsk is how many images one question holds, all of one registry, and maxQuestions how many questions about a
+	// registry are under way at once. A resolver asks a registry for 50 images a second by default, and gives a question
+	// 15 s: all that is asked at once is answered in that time.
+	maxAsk       = 100
+	maxQuestions = 4
+
+	// patience is how long a cycle of Run waits for looks. What comes later is for the next one, so that no number of images
+	// and no registry that does not answer makes anybody's push late.
+	patience = 2 * time.Second
+	// grace is what is left of it when somebody waits for this cycle or the next. A resolver that knows where a tag stands
+	// says so within it.
+	grace = 250 * time.Millisecond
+)
 
 // maxSkew is how far a resolver's clock may be ahead of ours. A pin from the future would not move before it is past.
 const maxSkew = 5 * time.Minute
@@ -24,46 +36,82 @@ const maxSkew = 5 * time.Minute
 // read.
 type look struct{ project, image string }
 
-// maxQuestions is how many questions are with the resolvers at once: one about a registry that does not answer holds up no
-// other.
-const maxQuestions = 8
+// sights are where the tags stood when they were last looked at. They outlive a cycle, as questions do that it does not wait
+// for. It is safe for concurrent use.
+type sights struct {
+	changed func() // is called when an answer that no cycle waits for is news
 
-// looks are what the replicas see at the registries within one cycle. Each is asked for once, however many branches and
-// attempts need it, and a replica that fails is asked no more. It is safe for concurrent use.
-type looks struct {
-	log       *slog.Logger
-	replicas  []Replica
-	questions chan struct{}
+	questions sync.WaitGroup // under way
 
-	mu       sync.Mutex             // guards the rest
-	asked    map[look]chan struct{} // closed when there is an answer, or taken out and closed when nobody waited for it
-	newest   map[look]lock.Pin      // of several replicas' looks the newest; none when it cannot be resolved
-	failed   map[int]bool           // of replicas, by index
-	problems []error
+	mu       sync.Mutex               // guards the rest
+	newest   map[look]lock.Pin        // of all replicas' looks; none when the image cannot be resolved
+	asked    map[look]*question       // and not answered
+	wanted   map[look]bool            // since keep
+	turns    map[string]chan struct{} // of questions, by registry
+	problems []error                  // of replicas
 }
 
-func newLooks(replicas []Replica, log *slog.Logger) *looks {
+// question is what the replicas are asked about images of one project and registry.
+type question struct {
+	looks    *looks // of the cycle that asks
+	project  string
+	refs     []image.Ref
+	urgent   bool
+	answered chan struct{} // closed when newest has what they said
+	left     bool          // guarded by sights.mu: a cycle has given up waiting
+}
+
+// newLooks returns those of a cycle that has as long as it takes.
+func (s *sights) newLooks(life context.Context, replicas []Replica, log *slog.Logger) *looks {
 	return &looks{
-		replicas: replicas, log: log, questions: make(chan struct{}, maxQuestions), asked: map[look]chan struct{}{}, newest: map[look]lock.Pin{}, failed: map[int]bool{},
+		sights: s, log: log, replicas: replicas, life: life, flushed: func(string) bool { return false }, mine: map[look]*question{}, failed: map[int]bool{},
 	}
 }
 
-// at returns where the tags stand, without those that cannot be resolved: their pins stay. All projects are asked for at
-// once, or a registry that does not answer would cost its time once for each of them.
-func (l *looks) at(ctx context.Context, wanted map[look]bool) map[look]lock.Pin {
-	for ctx.Err() == nil {
-		mine, others := l.open(wanted)
-		if len(mine)+len(others) == 0 {
-			break
-		}
-		l.askAll(ctx, mine)
-		for _, answered := range others {
-			select {
-			case <-answered:
-			case <-ctx.Done():
-			}
-		}
+// hasten has a cycle wait for what was flushed, and not long for the rest.
+func (l *looks) hasten(r *rings) {
+	l.patience, l.hurry, l.flushed = patience, r.next, r.flushed.covers
+	if len(r.flushed) > 0 {
+		l.patience = grace
 	}
+}
+
+func newSights(changed func()) *sights {
+	return &sights{changed: changed, newest: map[look]lock.Pin{}, asked: map[look]*question{}, wanted: map[look]bool{}, turns: map[string]chan struct{}{}}
+}
+
+// keep forgets what nobody has asked for since it was last called, and returns what replicas failed at since.
+func (s *sights) keep() (problems []error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.newest, func(w look, _ lock.Pin) bool { return !s.wanted[w] })
+	s.wanted = map[look]bool{}
+	problems, s.problems = s.problems, nil
+	return problems
+}
+
+// looks are what a cycle asks the replicas for. Each image is asked for once, however many branches and attempts need it,
+// and a replica that fails is asked no more. It is safe for concurrent use.
+type looks struct {
+	*sights
+
+	log      *slog.Logger
+	replicas []Replica
+	life     context.Context // of questions, which outlive the cycle; not of those who wait
+	flushed  func(image string) bool
+	patience time.Duration   // 0 for as long as it takes
+	hurry    <-chan struct{} // closed when somebody waits for the next cycle
+
+	mine   map[look]*question // guarded by sights.mu
+	failed map[int]bool       // of replicas, by index; guarded by sights.mu
+}
+
+// at returns where the tags stand, without those that cannot be resolved: their pins stay. What was flushed is waited for,
+// the rest for as long as there is patience; then what is known counts.
+func (l *looks) at(ctx context.Context, wanted map[look]bool) map[look]lock.Pin {
+	flushed, others := l.ask(wanted, l.flushed)
+	l.await(ctx, flushed)
+	l.awaitPatiently(ctx, others)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	pins := map[look]lock.Pin{}
@@ -73,46 +121,6 @@ func (l *looks) at(ctx context.Context, wanted map[look]bool) map[look]lock.Pin 
 		}
 	}
 	return pins
-}
-
-// askAll asks for what open has claimed, all projects at once.
-func (l *looks) askAll(ctx context.Context, mine map[string][]image.Ref) {
-	var wg sync.WaitGroup
-	for project, refs := range mine {
-		wg.Go(func() {
-			for some := range slices.Chunk(refs, maxAsk) {
-				l.ask(ctx, project, some)
-			}
-		})
-	}
-	wg.Wait()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for project, refs := range mine {
-		for _, ref := range refs {
-			w := look{project, ref.String()}
-			close(l.asked[w])
-			if ctx.Err() != nil {
-				delete(l.asked, w) // whoever else wants it asks
-			}
-		}
-	}
-}
-
-// ahead asks for all images of a repository that were rendered, in one question, before the time of any branch runs: what
-// only a lock names is asked for by its branch.
-func (l *looks) ahead(ctx context.Context, targets []*target) {
-	wanted := map[look]bool{}
-	for _, t := range targets {
-		for _, o := range t.paths {
-			for _, project := range o.projects() {
-				for _, p := range o.pins {
-					wanted[look{project, p.Image}] = true
-				}
-			}
-		}
-	}
-	l.at(ctx, wanted)
 }
 
 // stands returns where the tag of an image stands as those projects see it, and since when that is known; the zero Pin when
@@ -129,35 +137,88 @@ func (l *looks) stands(projects []string, image string) lock.Pin {
 	return newest
 }
 
-// open returns, by project and sorted, what was not asked for yet, which is now the caller's to ask, and for what others
-// are about to have answers.
-func (l *looks) open(wanted map[look]bool) (mine map[string][]image.Ref, others []<-chan struct{}) {
+// surely is stands for what is to be decided for good: it waits for an answer.
+func (l *looks) surely(ctx context.Context, projects []string, image string) lock.Pin {
+	wanted := map[look]bool{}
+	for _, project := range projects {
+		wanted[look{project, image}] = true
+	}
+	asked, _ := l.ask(wanted, func(string) bool { return true })
+	l.await(ctx, asked)
+	return l.stands(projects, image)
+}
+
+// ahead asks for all images of a repository that were rendered before the time of any branch runs: what only a lock names
+// is asked for by its branch.
+func (l *looks) ahead(ctx context.Context, targets []*target) {
+	wanted := map[look]bool{}
+	for _, t := range targets {
+		for _, o := range t.paths {
+			for _, project := range o.projects() {
+				for _, p := range o.pins {
+					wanted[look{project, p.Image}] = true
+				}
+			}
+		}
+	}
+	l.at(ctx, wanted)
+}
+
+// ask begins to ask for what this cycle has not asked for, unless somebody else has and it is not urgent. It returns the
+// questions that are not answered.
+func (l *looks) ask(wanted map[look]bool, isUrgent func(image string) bool) (urgent, others []*question) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	mine = map[string][]image.Ref{}
-	claimed := map[look]image.Ref{}
+	type batch struct {
+		project, registry string
+		urgent            bool
+	}
+	batches := map[batch][]image.Ref{}
+	found := map[*question]bool{}
 	for w := range wanted {
-		answered, ok := l.asked[w]
-		if !ok {
-			ref, err := image.Parse(w.image)
-			if err != nil {
-				continue
-			}
-			w.image = ref.String()
-			if answered, ok = l.asked[w]; !ok {
-				l.asked[w] = make(chan struct{})
-				claimed[w] = ref
-				continue
-			}
+		ref, err := image.Parse(w.image)
+		if err != nil || ref.String() != w.image {
+			continue // a pin is checked when it is read
 		}
-		if _, own := claimed[w]; !own && !closed(answered) {
-			others = append(others, answered)
+		l.wanted[w] = true
+		hasty := isUrgent(w.image)
+		q := l.mine[w]
+		if pending := l.asked[w]; q == nil && pending != nil && !hasty {
+			q = pending
+			l.mine[w] = q
+		}
+		if q == nil || hasty && !q.urgent && !closed(q.answered) {
+			b := batch{w.project, ref.Registry, hasty}
+			batches[b] = append(batches[b], ref)
+		} else if !closed(q.answered) {
+			found[q] = true
 		}
 	}
-	for _, w := range slices.SortedFunc(maps.Keys(claimed), func(a, b look) int { return strings.Compare(a.image, b.image) }) {
-		mine[w.project] = append(mine[w.project], claimed[w])
+	for b, refs := range batches {
+		slices.SortFunc(refs, func(a, b image.Ref) int { return strings.Compare(a.String(), b.String()) })
+		for some := range slices.Chunk(refs, maxAsk) {
+			q := &question{looks: l, project: b.project, refs: some, urgent: b.urgent, answered: make(chan struct{})}
+			for _, ref := range some {
+				w := look{b.project, ref.String()}
+				l.mine[w], l.asked[w] = q, q
+			}
+			found[q] = true
+			turns := l.turns[b.registry]
+			if turns == nil {
+				turns = make(chan struct{}, maxQuestions)
+				l.turns[b.registry] = turns
+			}
+			l.questions.Go(func() { q.run(turns) })
+		}
 	}
-	return mine, others
+	for q := range found {
+		if q.urgent {
+			urgent = append(urgent, q)
+		} else {
+			others = append(others, q)
+		}
+	}
+	return urgent, others
 }
 
 func closed(c <-chan struct{}) bool {
@@ -169,58 +230,130 @@ func closed(c <-chan struct{}) bool {
 	}
 }
 
-func (l *looks) ask(ctx context.Context, project string, refs []image.Ref) {
-	select {
-	case l.questions <- struct{}{}:
-		defer func() { <-l.questions }()
-	case <-ctx.Done():
-		return
-	}
-	results, errs := make([][]image.Resolution, len(l.replicas)), make([]error, len(l.replicas))
-	alive := l.alive()
-	each(l.replicas, func(i int, r Replica) {
-		if alive[i] {
-			ctx, cancel := within(ctx, askTimeout)
-			defer cancel()
-			results[i], errs[i] = r.Resolve(ctx, &lock.Source{Project: project}, nil, refs)
-		}
-	})
-	if ctx.Err() != nil {
-		return // it was not the replicas that failed
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	refused := map[look]error{}
-	for i, err := range errs {
-		if err != nil && !l.failed[i] {
-			l.failed[i] = true
-			l.problems = append(l.problems, err)
-		}
-		if err == nil {
-			l.learn(project, results[i], refused)
-		}
-	}
-	for _, ref := range refs {
-		w := look{project, ref.String()}
-		if _, ok := l.newest[w]; !ok && refused[w] != nil {
-			l.log.Warn("image not resolved, its pin stays", "image", w.image, "error", refused[w], "project", project)
+func (l *looks) await(ctx context.Context, questions []*question) {
+	for _, q := range questions {
+		select {
+		case <-q.answered:
+		case <-ctx.Done():
 		}
 	}
 }
 
-// learn keeps one replica's looks where they are the newest, and the errors of the others. The caller holds mu.
-func (l *looks) learn(project string, results []image.Resolution, refused map[look]error) {
-	for _, res := range results {
-		w := look{project, res.Ref.String()}
-		switch {
-		case res.Err != nil:
-			refused[w] = res.Err
-		case future(res.At):
-			refused[w] = fmt.Errorf("the resolver's clock is ahead: it asked the registry at %v", res.At.UTC())
-		case res.At.After(l.newest[w].ResolvedAt):
-			l.newest[w] = lock.Pin{Image: w.image, Digest: res.Digest, ResolvedAt: res.At}
+// awaitPatiently gives up when patience is over.
+func (l *looks) awaitPatiently(ctx context.Context, questions []*question) {
+	var over <-chan time.Time
+	if l.patience > 0 {
+		over = time.After(l.patience)
+	}
+	hurry := l.hurry
+	for _, q := range questions {
+		for !closed(q.answered) {
+			select {
+			case <-q.answered:
+			case <-hurry:
+				hurry, over = nil, time.After(grace)
+			case <-over:
+				l.leave(questions)
+				return
+			case <-ctx.Done():
+				return
+			}
 		}
 	}
+}
+
+func (s *sights) leave(questions []*question) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, q := range questions {
+		q.left = true
+	}
+}
+
+// run asks, in its turn unless it is urgent, and keeps what the replicas say.
+func (q *question) run(turns chan struct{}) {
+	defer close(q.answered)
+	l := q.looks
+	if !q.urgent {
+		select {
+		case turns <- struct{}{}:
+			defer func() { <-turns }()
+		case <-l.life.Done():
+		}
+	}
+	began := time.Now()
+	results, errs := q.ask()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, ref := range q.refs {
+		if w := (look{q.project, ref.String()}); l.asked[w] == q {
+			delete(l.asked, w)
+		}
+	}
+	if l.life.Err() != nil {
+		return // it was not the replicas that failed
+	}
+	for i, err := range errs {
+		if err == nil {
+			continue
+		}
+		results[i] = nil
+		if !l.failed[i] {
+			l.failed[i] = true
+			l.problems = append(l.problems, err)
+		}
+	}
+	if q.keep(results, began) && q.left {
+		l.changed()
+	}
+}
+
+// ask returns what each replica says, or why it does not.
+func (q *question) ask() ([][]image.Resolution, []error) {
+	l := q.looks
+	results, errs := make([][]image.Resolution, len(l.replicas)), make([]error, len(l.replicas))
+	alive := l.alive()
+	each(l.replicas, func(i int, r Replica) {
+		if alive[i] {
+			ctx, cancel := within(l.life, askTimeout)
+			defer cancel()
+			results[i], errs[i] = r.Resolve(ctx, &lock.Source{Project: q.project}, nil, q.refs)
+		}
+	})
+	return results, errs
+}
+
+// keep keeps the newest look at each image, and none at one that replicas refuse to resolve. It reports whether any of that
+// is another digest than was known. The caller holds mu.
+func (q *question) keep(results [][]image.Resolution, began time.Time) (news bool) {
+	l := q.looks
+	for n, ref := range q.refs {
+		w := look{q.project, ref.String()}
+		var refused error
+		seen := false
+		for _, of := range results {
+			if n >= len(of) {
+				continue // a replica that failed
+			}
+			switch res := of[n]; {
+			case res.Err != nil:
+				refused = res.Err
+			case future(res.At):
+				refused = fmt.Errorf("the resolver's clock is ahead: it asked the registry at %v", res.At.UTC())
+			default:
+				seen = true
+				if old := l.newest[w]; res.At.After(old.ResolvedAt) {
+					news = news || res.Digest != old.Digest
+					l.newest[w] = lock.Pin{Image: w.image, Digest: res.Digest, ResolvedAt: res.At}
+				}
+			}
+		}
+		if refused != nil && !seen && !l.newest[w].ResolvedAt.After(began) {
+			delete(l.newest, w)
+			l.log.Warn("image not resolved, its pin stays", "image", w.image, "error", refused, "project", w.project)
+		}
+	}
+	return news
 }
 
 func future(t time.Time) bool { return t.After(time.Now().Add(maxSkew)) }

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/digestlock/digestlock/internal/fault"
+	"github.com/digestlock/digestlock/internal/image"
 )
 
 // errStopped is what those learn who wait for a cycle that will not come.
@@ -20,18 +22,49 @@ type outcome struct {
 	problems []error
 }
 
+// flushed are images that somebody has told us of, as [image.Target.String] writes them.
+type flushed map[string]bool
+
+// covers reports whether a reference with a tag is one of them.
+func (f flushed) covers(reference string) bool {
+	return f[reference] || f[reference[:max(0, strings.LastIndexByte(reference, ':'))]]
+}
+
+// rings are what a cycle has to know of those that wait for it.
+type rings struct {
+	waiting []chan outcome
+	flushed flushed
+	next    chan struct{} // closed when somebody rings again
+}
+
 // bell begins cycles ahead of their time. It is safe for concurrent use.
 type bell struct {
 	rung chan struct{} // holds one ring at most: a cycle serves all that rang before it began
 
 	mu      sync.Mutex
-	waiting []chan outcome
+	rings   rings         // for the cycle to come
+	next    chan struct{} // of the one under way; nil when that was told
 	stopped bool
 }
 
-func newBell() *bell { return &bell{rung: make(chan struct{}, 1)} }
+func newBell() *bell { return &bell{rung: make(chan struct{}, 1), rings: rings{flushed: flushed{}}} }
 
-func (b *bell) ring() {
+// ring begins a cycle that looks at images first.
+func (b *bell) ring(images []image.Target) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.now(images)
+}
+
+// now begins a cycle. The caller holds mu.
+func (b *bell) now(images []image.Target) {
+	for _, t := range images {
+		b.rings.flushed[t.String()] = true
+	}
+	if b.next != nil {
+		close(b.next)
+		b.next = nil
+	}
 	select {
 	case b.rung <- struct{}{}:
 	default: // rung already
@@ -39,7 +72,7 @@ func (b *bell) ring() {
 }
 
 // wait rings, and returns where the outcome of the cycle will come that begins next.
-func (b *bell) wait() <-chan outcome {
+func (b *bell) wait(images []image.Target) <-chan outcome {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	c := make(chan outcome, 1)
@@ -47,22 +80,24 @@ func (b *bell) wait() <-chan outcome {
 		c <- outcome{problems: []error{errStopped}}
 		return c
 	}
-	b.waiting = append(b.waiting, c)
-	b.ring()
+	b.rings.waiting = append(b.rings.waiting, c)
+	b.now(images)
 	return c
 }
 
 // begun returns those who wait for the cycle that begins now, which serves all rings so far.
-func (b *bell) begun() []chan outcome {
+func (b *bell) begun() *rings {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	select {
 	case <-b.rung:
 	default:
 	}
-	waiting := b.waiting
-	b.waiting = nil
-	return waiting
+	r := b.rings
+	b.next = make(chan struct{})
+	r.next = b.next
+	b.rings = rings{flushed: flushed{}}
+	return &r
 }
 
 func (b *bell) start() {
@@ -75,11 +110,11 @@ func (b *bell) stop() {
 	b.mu.Lock()
 	b.stopped = true
 	b.mu.Unlock()
-	answer(b.begun(), outcome{problems: []error{errStopped}})
+	b.begun().answer(outcome{problems: []error{errStopped}})
 }
 
-func answer(waiting []chan outcome, o outcome) {
-	for _, w := range waiting {
+func (r *rings) answer(o outcome) {
+	for _, w := range r.waiting {
 		w <- o
 	}
 }
@@ -88,15 +123,16 @@ func answer(waiting []chan outcome, o outcome) {
 // in that time and the length of a cycle, and a flush waits no longer than people notice.
 const gap = 500 * time.Millisecond
 
-// Wake has Run begin a cycle now, or half a second after the one under way, or the last, has ended. It does not wait.
-func (c *Companion) Wake() { c.bell.ring() }
+// Wake has Run begin a cycle now, or half a second after the one under way, or the last, has ended. It looks at the images
+// first that were flushed, and waits for no others. It does not wait itself.
+func (c *Companion) Wake(flushed ...image.Target) { c.bell.ring(flushed) }
 
 // Sync has Run begin a cycle as Wake does, and returns what a cycle that began after the call came to: the commits it
 // pushed, and the sum of what could not be done. What waits for the quiet window is in neither, see [Companion.Status].
 // It returns the cause of ctx when that ends first; the cycle goes on.
-func (c *Companion) Sync(ctx context.Context) ([]Commit, error) {
+func (c *Companion) Sync(ctx context.Context, flushed ...image.Target) ([]Commit, error) {
 	select {
-	case o := <-c.bell.wait():
+	case o := <-c.bell.wait(flushed):
 		return o.commits, sum(o.problems)
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
@@ -116,17 +152,18 @@ func (c *Companion) Waits() bool {
 func (c *Companion) Run(ctx context.Context, interval time.Duration) {
 	c.bell.start()
 	defer c.bell.stop()
+	defer c.sights.questions.Wait()
 	for ctx.Err() == nil {
-		waiting := c.bell.begun()
+		rings := c.bell.begun()
 		began := time.Now()
-		o := c.cycle(ctx, c.o.Quiet)
+		o := c.cycle(ctx, c.o.Quiet, rings)
 		if ctx.Err() == nil { // what was cut short says nothing
 			c.metrics.ended(o)
 			c.metrics.stand(c.Status().Branches)
 			c.log(o)
 			c.board.ended(began, o)
 		}
-		answer(waiting, o)
+		rings.answer(o)
 		ended := time.Now()
 		spread := time.Duration((rand.Float64() - 0.5) / 5 * float64(interval))
 		next := time.Now().Add(interval + spread)

@@ -24,7 +24,7 @@ func TestSilentOrigins(t *testing.T) {
 		var buf bytes.Buffer
 		log := slog.New(slog.NewTextHandler(&buf, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		dir := map[string]*observation{"a": {sources: []source{{Application: Application{Project: "p"}}}}}
-		u := updater{c: New(Options{Log: log}), target: &target{paths: dir}, looks: newLooks([]Replica{prompt{}, silent{}}, log)}
+		u := updater{c: New(Options{Log: log}), target: &target{paths: dir}, looks: newSights(nil).newLooks(t.Context(), []Replica{prompt{}, silent{}}, log)}
 		moves := []move{{image: "ghcr.io/a:latest", new: "sha256:" + strings.Repeat("1", 64), dir: "a"}}
 		begin := time.Now()
 		for range 2 {

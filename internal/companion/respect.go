@@ -117,7 +117,7 @@ func (u *updater) judge(ctx context.Context, log *history, dir string, p lock.Pi
 	}
 	// Without a look it is open where the tag stands, and the commit to come will be the last one of ours. A look that is
 	// older than the one that found the digest says nothing either.
-	now := u.looks.stands(u.target.paths[dir].projects(), p.Image)
+	now := u.looks.surely(ctx, u.target.paths[dir].projects(), p.Image)
 	if now.Digest != "" && now.Digest != q.Digest && now.ResolvedAt.After(q.ResolvedAt) {
 		return nil, nil
 	}

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,7 +34,19 @@ func (silent) Resolve(ctx context.Context, _ *lock.Source, _ []lock.Pin, _ []ima
 }
 
 // prompt answers everything with one digest.
-type prompt struct{ asked *[]int }
+type prompt struct{ asked *sizes }
+
+// sizes are how many images questions were about.
+type sizes struct {
+	mu  sync.Mutex
+	all []int
+}
+
+func (s *sizes) add(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = append(s.all, n)
+}
 
 func (prompt) String() string { return "prompt" }
 
@@ -41,7 +55,7 @@ func (prompt) Pins(ctx context.Context) ([]lock.Document, error) {
 }
 
 func (p prompt) Resolve(ctx context.Context, _ *lock.Source, _ []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {
-	*p.asked = append(*p.asked, len(refs))
+	p.asked.add(len(refs))
 	var out []image.Resolution
 	for _, r := range refs {
 		out = append(out, image.Resolution{Ref: r, Digest: "sha256:" + strings.Repeat("1", 64), At: time.Now()})
@@ -53,7 +67,7 @@ func (p prompt) Resolve(ctx context.Context, _ *lock.Source, _ []lock.Pin, refs 
 func TestSilentReplica(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var asked []int
+		var asked sizes
 		all := []Replica{silent{}, prompt{&asked}, silent{}}
 		c := New(Options{Replicas: func(context.Context) ([]Replica, error) { return all, nil }, Log: slog.New(slog.DiscardHandler)})
 		begin := time.Now()
@@ -65,7 +79,7 @@ func TestSilentReplica(t *testing.T) {
 			t.Errorf("problem %v, want %s", problems[0], want)
 		}
 
-		l := newLooks(all, c.o.Log)
+		l := newSights(nil).newLooks(t.Context(), all, c.o.Log)
 		begin = time.Now()
 		if pins := l.at(t.Context(), map[look]bool{{"p", "ghcr.io/a/b:latest"}: true}); len(pins) != 1 {
 			t.Errorf("pins %v, want the prompt one's", pins)
@@ -73,8 +87,8 @@ func TestSilentReplica(t *testing.T) {
 		if pins := l.at(t.Context(), map[look]bool{{"p", "ghcr.io/a/b:latest"}: true, {"p", "ghcr.io/a/c:latest"}: true}); len(pins) != 2 {
 			t.Errorf("pins %v, want the prompt one's", pins)
 		}
-		if len(l.problems) != 2 || time.Since(begin) != askTimeout || fmt.Sprint(asked) != "[1 1]" {
-			t.Errorf("problems %v after %v, asked %v", l.problems, time.Since(begin), asked)
+		if len(l.problems) != 2 || time.Since(begin) != askTimeout || fmt.Sprint(asked.all) != "[1 1]" {
+			t.Errorf("problems %v after %v, asked %v", l.problems, time.Since(begin), asked.all)
 		}
 	})
 }
@@ -83,7 +97,7 @@ func TestSilentReplica(t *testing.T) {
 func TestGiveUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		l := newLooks([]Replica{silent{}}, slog.New(slog.DiscardHandler))
+		l := newSights(nil).newLooks(t.Context(), []Replica{silent{}}, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if pins := l.at(ctx, map[look]bool{{"p", "ghcr.io/a/b:latest"}: true}); len(pins)+len(l.problems)+len(l.failed) != 0 {
@@ -92,17 +106,17 @@ func TestGiveUp(t *testing.T) {
 	})
 }
 
-// TestLargeQuestions: a resolver refuses more than 5000 images at once.
+// TestLargeQuestions: a question holds no more than a registry can be asked for while somebody waits.
 func TestLargeQuestions(t *testing.T) {
 	t.Parallel()
-	var asked []int
-	l := newLooks([]Replica{prompt{&asked}}, slog.New(slog.DiscardHandler))
+	var asked sizes
+	l := newSights(nil).newLooks(t.Context(), []Replica{prompt{&asked}}, slog.New(slog.DiscardHandler))
 	images := map[look]bool{}
-	for i := range 2500 {
+	for i := range 250 {
 		images[look{"p", fmt.Sprintf("ghcr.io/a/b%d:latest", i)}] = true
 	}
-	if pins := l.at(t.Context(), images); len(pins) != 2500 || fmt.Sprint(asked) != "[1000 1000 500]" {
-		t.Errorf("%d pins, asked %v", len(pins), asked)
+	if pins := l.at(t.Context(), images); len(pins) != 250 || fmt.Sprint(slices.Sorted(slices.Values(asked.all))) != "[50 100 100]" {
+		t.Errorf("%d pins, asked %v", len(pins), asked.all)
 	}
 }
 

@@ -68,8 +68,7 @@ func (s slow) Resolve(ctx context.Context, _ *lock.Source, _ []lock.Pin, refs []
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	asked := []int{}
-	return prompt{&asked}.Resolve(ctx, nil, nil, refs)
+	return prompt{&sizes{}}.Resolve(ctx, nil, nil, refs)
 }
 
 // TestLooksTogether: branches ask at once, within a bound, and once for what several want.
@@ -77,7 +76,7 @@ func TestLooksTogether(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSlow()
-		l := newLooks([]Replica{s}, slog.New(slog.DiscardHandler))
+		l := newSights(nil).newLooks(t.Context(), []Replica{s}, slog.New(slog.DiscardHandler))
 		begin := time.Now()
 		var wg sync.WaitGroup
 		for i := range 16 {
@@ -90,8 +89,8 @@ func TestLooksTogether(t *testing.T) {
 			}
 		}
 		wg.Wait()
-		if s.asked.Load() != 16 || s.most.Load() != 8 || time.Since(begin) != 20*time.Second {
-			t.Errorf("asked for %d, %d at once, for %v; want 16, 8 and 20s", s.asked.Load(), s.most.Load(), time.Since(begin))
+		if s.asked.Load() != 16 || s.most.Load() != maxQuestions || time.Since(begin) != 40*time.Second {
+			t.Errorf("asked for %d, %d at once, for %v; want 16, 4 and 40s", s.asked.Load(), s.most.Load(), time.Since(begin))
 		}
 	})
 }
@@ -101,7 +100,7 @@ func TestLooksCutShort(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSlow()
-		l := newLooks([]Replica{s}, slog.New(slog.DiscardHandler))
+		l := newSights(nil).newLooks(t.Context(), []Replica{s}, slog.New(slog.DiscardHandler))
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)

@@ -135,14 +135,14 @@ func (u *updater) stale(ctx context.Context) {
 func (u *updater) moved(dir string, s source) string {
 	var b strings.Builder
 	for _, p := range s.renders[0].Pins {
-		now := u.looks.stands([]string{s.Project}, p.Image).Digest
-		if now == "" || now == p.Digest {
+		now := u.looks.stands([]string{s.Project}, p.Image)
+		if now.Digest == p.Digest || !now.ResolvedAt.After(p.ResolvedAt) {
 			continue
 		}
-		if q, ok := u.rendersWith(dir).Find(p.Image); ok && q.Hold.Keeps(now, time.Now()) {
+		if q, ok := u.rendersWith(dir).Find(p.Image); ok && q.Hold.Keeps(now.Digest, time.Now()) {
 			continue
 		}
-		fmt.Fprintln(&b, p.Image, now)
+		fmt.Fprintln(&b, p.Image, now.Digest)
 	}
 	return b.String()
 }

@@ -30,11 +30,11 @@ const replicaTimeout = 15 * time.Second
 
 // Loop is what commits. It must be safe for concurrent use.
 type Loop interface {
-	// Wake begins a cycle now, or when the one under way ends.
-	Wake()
+	// Wake begins a cycle now, or when the one under way ends, which waits for no other images than those flushed.
+	Wake(flushed ...image.Target)
 	// Sync does as Wake and waits until a cycle that began after the call has ended. It returns its commits and what could
 	// not be done, or the cause of ctx when that ends first.
-	Sync(ctx context.Context) ([]companion.Commit, error)
+	Sync(ctx context.Context, flushed ...image.Target) ([]companion.Commit, error)
 	// Waits reports whether the last cycle left something for a later commit, to keep commits apart.
 	Waits() bool
 }
@@ -64,8 +64,8 @@ type Server struct {
 
 	background sync.WaitGroup
 	mu         sync.Mutex
-	events     map[string]bool // images that are not passed on yet
-	passing    bool            // passOn is under way
+	events     map[string]image.Target // that are not passed on yet
+	passing    bool                    // passOn is under way
 }
 
 // What passing something on to one replica came to, in the metric.
@@ -76,7 +76,7 @@ const (
 
 // New returns a server that does not listen yet.
 func New(o Options) *Server {
-	s := &Server{o: o, patience: leaderTimeout, events: map[string]bool{}}
+	s := &Server{o: o, patience: leaderTimeout, events: map[string]image.Target{}}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.forwarded = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "digestlock_companion_forwarded_total",
@@ -156,10 +156,7 @@ func each[T any](ctx context.Context, s *Server, ask func(context.Context, *api.
 
 // Flush implements [door.Backend].
 func (s *Server) Flush(ctx context.Context, targets []image.Target) door.Flushed {
-	images := make([]string, len(targets))
-	for i, t := range targets {
-		images[i] = t.String()
-	}
+	images := names(targets)
 	answers, err := each(ctx, s, func(ctx context.Context, c *api.Client) ([]api.Flushed, error) {
 		res, err := c.Forward(ctx, images)
 		return res.Flushed, err
@@ -181,18 +178,26 @@ func (s *Server) Flush(ctx context.Context, targets []image.Target) door.Flushed
 	if len(flushed) == 0 {
 		return door.Flushed{Err: fault.New(fault.CodeOf(problems[0]), fault.Hint(problems[0]), "no resolver was flushed: %w", errors.Join(problems...))}
 	}
-	out.Images, out.Cycle = merge(flushed), s.cycle()
+	out.Images, out.Cycle = merge(flushed), s.cycle(targets)
 	return out
 }
 
+func names(targets []image.Target) []string {
+	all := make([]string, len(targets))
+	for i, t := range targets {
+		all[i] = t.String()
+	}
+	return all
+}
+
 // cycle has the loop begin a cycle.
-func (s *Server) cycle() *door.Cycle {
+func (s *Server) cycle(flushed []image.Target) *door.Cycle {
 	c := &door.Cycle{Done: make(chan struct{})}
 	s.background.Go(func() {
 		defer close(c.Done)
 		ctx, cancel := context.WithTimeout(s.stopping, door.MaxWait)
 		defer cancel()
-		commits, err := s.o.Loop.Sync(ctx)
+		commits, err := s.o.Loop.Sync(ctx, flushed...)
 		if err != nil && ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
 			return // given up
 		}
@@ -213,7 +218,7 @@ func (s *Server) Invalidate(targets []image.Target) *int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, t := range targets {
-		s.events[t.String()] = true
+		s.events[t.String()] = t
 	}
 	if !s.passing {
 		s.passing = true
@@ -225,7 +230,8 @@ func (s *Server) Invalidate(targets []image.Target) *int {
 // passOn passes on what events named until there is nothing left. It wakes the loop when a resolver remembered some of it:
 // what nobody renders is no reason for a cycle.
 func (s *Server) passOn() {
-	for images := s.take(); images != nil; images = s.take() {
+	for targets := s.take(); targets != nil; targets = s.take() {
+		images := names(targets)
 		answers, err := each(context.Background(), s, func(ctx context.Context, c *api.Client) (int, error) { return c.Invalidate(ctx, images) })
 		if err != nil {
 			s.o.Log.Warn("webhook not passed on", "error", err, "hint", fault.Hint(err))
@@ -237,22 +243,22 @@ func (s *Server) passOn() {
 		}
 		s.o.Log.Info("webhook passed on", "images", len(images), "replicas", len(answers), "refreshed", refreshed)
 		if refreshed > 0 {
-			s.o.Loop.Wake()
+			s.o.Loop.Wake(targets...)
 		}
 	}
 }
 
-// take returns images to pass on, sorted, or nil when there are none, which ends passOn.
-func (s *Server) take() []string {
+// take returns what to pass on, sorted, or nil when there is nothing, which ends passOn.
+func (s *Server) take() (targets []image.Target) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	images := slices.Sorted(maps.Keys(s.events))
-	images = images[:min(len(images), api.MaxImages)]
-	for _, i := range images {
+	for _, i := range images[:min(len(images), api.MaxImages)] {
+		targets = append(targets, s.events[i])
 		delete(s.events, i)
 	}
-	s.passing = len(images) > 0
-	return images
+	s.passing = len(targets) > 0
+	return targets
 }
 
 // merge returns what became of each image over all replicas, in the order of the first that names it. Of several digests

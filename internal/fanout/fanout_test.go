@@ -137,8 +137,9 @@ func write(t *testing.T, dir, name, text string) string {
 type loop struct {
 	woken   atomic.Int32
 	synced  atomic.Int32
-	atSync  func() // when not nil, called before the cycle
-	stuck   bool   // no cycle ends
+	flushed atomic.Value // what the last cycle was about, as []image.Target
+	atSync  func()       // when not nil, called before the cycle
+	stuck   bool         // no cycle ends
 	waits   bool
 	commits []companion.Commit
 	err     error
@@ -146,9 +147,13 @@ type loop struct {
 
 func (l *loop) Waits() bool { return l.waits }
 
-func (l *loop) Wake() { l.woken.Add(1) }
+func (l *loop) Wake(flushed ...image.Target) {
+	l.flushed.Store(flushed)
+	l.woken.Add(1)
+}
 
-func (l *loop) Sync(ctx context.Context) ([]companion.Commit, error) {
+func (l *loop) Sync(ctx context.Context, flushed ...image.Target) ([]companion.Commit, error) {
+	l.flushed.Store(flushed)
 	l.synced.Add(1)
 	if l.atSync != nil {
 		l.atSync()
@@ -305,6 +310,9 @@ func TestFlush(t *testing.T) {
 	if res, got, _ := f.flush(t, "one", "", "ghcr.io/acme/server"); res.StatusCode != 200 || got.Commits == nil || len(got.Commits) > 0 ||
 		len(got.Flushed) != 1 || got.Flushed[0].Image != server || got.Flushed[0].Old != d2 || got.Error != nil {
 		t.Errorf("nothing to commit: %s %+v", res.Status, got)
+	}
+	if got := fmt.Sprint(l.flushed.Load()); got != "[ghcr.io/acme/server]" {
+		t.Errorf("the cycle is about %s, want what was flushed", got)
 	}
 }
 
