@@ -160,7 +160,7 @@ func (c *Cache) Close() {
 }
 
 // Resolve returns one Resolution per reference, in the same order, as the scope sees it. An answer younger than the TTL
-// is used as it is. Where asking fails, or need not be waited for, the last known digest is used, marked stale. No answer is older than a
+// is used as it is. A look-up is as patient as the caller who begins it ([image.Patient]). Where asking fails, or need not be waited for, the last known digest is used, marked stale. No answer is older than a
 // [Cache.Flush] of its reference that returned before Resolve was called.
 func (c *Cache) Resolve(ctx context.Context, scope string, refs []image.Ref) []image.Resolution {
 	out := make([]image.Resolution, len(refs))
@@ -194,7 +194,7 @@ func (c *Cache) Resolve(ctx context.Context, scope string, refs []image.Ref) []i
 		}
 		waits[i] = f
 	}
-	c.launch(start)
+	c.launch(start, image.IsPatient(ctx))
 	c.mu.Unlock()
 	for i, f := range waits {
 		if f != nil {
@@ -233,7 +233,7 @@ func (c *Cache) use(k key) (*entry, freshness) {
 
 // launch starts the lookups, of one scope, one call of the backend per registry: a registry that does not answer delays
 // nobody else's references, and the backend sees all repositories that need a token at once. The caller holds mu.
-func (c *Cache) launch(flights []*flight) {
+func (c *Cache) launch(flights []*flight, patient bool) {
 	byRegistry := map[string][]*flight{}
 	for _, f := range flights {
 		byRegistry[f.ref.Registry] = append(byRegistry[f.ref.Registry], f)
@@ -247,13 +247,17 @@ func (c *Cache) launch(flights []*flight) {
 			}
 			continue
 		}
-		c.running.Go(func() { c.fly(fs) })
+		c.running.Go(func() { c.fly(fs, patient) })
 	}
 }
 
 // fly looks references up that have one scope and one registry.
-func (c *Cache) fly(flights []*flight) {
-	ctx, cancel := context.WithTimeoutCause(c.ctx, c.o.Timeout, fmt.Errorf("no answer within %v", c.o.Timeout))
+func (c *Cache) fly(flights []*flight, patient bool) {
+	ctx := c.ctx
+	if patient {
+		ctx = image.Patient(ctx)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, c.o.Timeout, fmt.Errorf("no answer within %v", c.o.Timeout))
 	defer cancel()
 	at := time.Now()
 	refs := make([]image.Ref, len(flights))

@@ -21,6 +21,7 @@ type upstream struct {
 	digest map[string]string // by reference
 	err    error
 	asked  int
+	hasty  int // of those asked, for somebody who waits
 	delay  time.Duration
 	hang   string // registry that never answers
 }
@@ -31,6 +32,9 @@ func (u *upstream) Resolve(ctx context.Context, _ string, refs []image.Ref) []im
 	out := make([]image.Resolution, len(refs))
 	for i, r := range refs {
 		u.asked++
+		if !image.IsPatient(ctx) {
+			u.hasty++
+		}
 		out[i] = image.Resolution{Ref: r, Digest: u.digest[r.String()], Err: u.err}
 		if u.err != nil {
 			out[i].Digest = ""
@@ -220,6 +224,28 @@ func TestFlush(t *testing.T) {
 		u.set(server, "", image.ErrUnavailable)
 		if got := c.Flush(t.Context(), []image.Target{{Ref: ref(t, server)}}); got[0].Digest != "" || got[0].Stale {
 			t.Errorf("Flush while the registry is down = %+v: an answer older than the flush", got)
+		}
+	})
+}
+
+// TestPatient: look-ups are as patient as who begins them, those of a flush never.
+func TestPatient(t *testing.T) {
+	t.Parallel()
+	bubble(t, Options{TTL: time.Minute, RefreshWindow: 10 * time.Minute}, func(t *testing.T, u *upstream, c *Cache) {
+		for i, step := range []struct {
+			do   func()
+			want int
+		}{
+			{func() { one(image.Patient(t.Context()), t, c) }, 0},
+			{func() { time.Sleep(59 * time.Second) }, 0}, // it is looked up again
+			{func() { c.Flush(t.Context(), []image.Target{{Ref: ref(t, server)}}) }, 1},
+			{func() { c.Resolve(t.Context(), "", []image.Ref{ref(t, "ghcr.io/acme/other")}) }, 2},
+		} {
+			step.do()
+			synctest.Wait()
+			if u.count() != i+1 || u.hasty != step.want {
+				t.Errorf("after step %d %d look-ups, %d that somebody waits for; want %d and %d", i, u.count(), u.hasty, i+1, step.want)
+			}
 		}
 	})
 }

@@ -68,7 +68,7 @@ func (c *Cache) refresh(registry string, entries []*entry) {
 	for _, entries := range byScope {
 		for batch := range slices.Chunk(entries, refreshBatch) {
 			if flights := c.board(batch); len(flights) > 0 {
-				c.fly(flights)
+				c.fly(flights, true)
 			}
 		}
 	}

@@ -141,7 +141,11 @@ func (s *Server) resolve() http.Handler {
 			s.door.Refuse(w, http.StatusBadRequest, fault.New(fault.Request, oneVersion, "%w", err))
 			return
 		}
-		results := s.o.Resolver.Resolve(r.Context(), s.sourceScope(req.Source), refs)
+		ctx := r.Context()
+		if req.Source != nil && req.Source.Repository == "" {
+			ctx = image.Patient(ctx) // the companion asks for all there is; renders come first
+		}
+		results := s.o.Resolver.Resolve(ctx, s.sourceScope(req.Source), refs)
 		s.answered(results)
 		s.record(req, results)
 		res := api.ResolveResponse{Results: make([]api.Result, len(results))}

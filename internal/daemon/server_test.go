@@ -30,13 +30,15 @@ import (
 
 // registry answers with d1, except for repositories named after what is wrong with them.
 type registry struct {
-	asked atomic.Int32
-	scope atomic.Value
-	slow  chan struct{} // closed when an answer for "slow" may be given
+	asked   atomic.Int32
+	scope   atomic.Value
+	patient atomic.Bool   // the last look-up
+	slow    chan struct{} // closed when an answer for "slow" may be given
 }
 
 func (r *registry) Resolve(ctx context.Context, scope string, refs []image.Ref) []image.Resolution {
 	r.scope.Store(scope)
+	r.patient.Store(image.IsPatient(ctx))
 	out := make([]image.Resolution, len(refs))
 	for i, ref := range refs {
 		r.asked.Add(1)
@@ -149,7 +151,7 @@ func refs(t *testing.T, names ...string) []image.Ref {
 }
 
 // TestScope: a look is made with the credentials of the project that asks, and a source without a repository names the
-// project and is no render.
+// project, is no render, and can wait.
 func TestScope(t *testing.T) {
 	t.Parallel()
 	r := run(t)
@@ -163,6 +165,9 @@ func TestScope(t *testing.T) {
 		}
 		if got := r.registry.scope.Load(); got != tt.want {
 			t.Errorf("looked up in scope %q, want %q", got, tt.want)
+		}
+		if r.registry.patient.Load() != (tt.source != nil) {
+			t.Errorf("look-up for %+v is patient: %v", tt.source, r.registry.patient.Load())
 		}
 	}
 	if n := r.ledger.Len(); n != 0 {

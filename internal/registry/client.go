@@ -191,6 +191,7 @@ type host struct {
 	label  string            // in metrics
 	wire   http.RoundTripper // over the client's transport: retries, guard, pace, metrics
 	slots  chan struct{}
+	spare  chan struct{} // those of the slots that look-ups may have which nobody waits for
 	limit  *rate.Limiter
 
 	mu     sync.Mutex
@@ -209,6 +210,7 @@ func newHost(c *Client, name string) *host {
 		scheme: "https",
 		label:  c.metrics.label(name),
 		slots:  make(chan struct{}, c.concurrency),
+		spare:  make(chan struct{}, max(1, min(c.concurrency, int(c.qps))/2)),
 		limit:  newLimiter(c.qps),
 		groups: map[member]*group{},
 		open:   map[string]*group{},
@@ -234,10 +236,10 @@ func (h *host) do(ctx context.Context, scope string, batch []*task) {
 // or a silent registry would cost its deadline again for every handful of them.
 func (h *host) doGroup(ctx context.Context, g *group, batch []*task) {
 	start := time.Now()
-	s, err := g.session(ctx, repositories(batch), nil)
-	if err != nil && !denied(err) {
+	s, denial := g.session(ctx, repositories(batch), nil)
+	if denial != nil && !denied(denial) {
 		for _, t := range batch {
-			t.done(h, err)
+			t.done(h, denial)
 		}
 		return
 	}
@@ -246,14 +248,15 @@ func (h *host) doGroup(ctx context.Context, g *group, batch []*task) {
 	var wg sync.WaitGroup
 	for _, t := range batch {
 		wg.Go(func() {
-			if err := h.acquire(queue); err != nil {
+			release, err := h.acquire(queue)
+			if err != nil {
 				t.done(h, err)
 				return
 			}
-			defer h.release()
+			defer release()
 			ctx, cancel := h.deadline(ctx)
 			defer cancel()
-			err := h.lookup(ctx, lookup{t, g, s, err, start})
+			err = h.lookup(ctx, lookup{t, g, s, denial, start})
 			if errors.Is(err, errSilence) {
 				leave(cmp.Or(context.Cause(ctx), silence(h.step)))
 			}
@@ -271,21 +274,32 @@ func repositories(batch []*task) []string {
 	return repos
 }
 
-// acquire waits for one of the registry's slots.
-func (h *host) acquire(ctx context.Context) error {
-	select {
-	case h.slots <- struct{}{}:
-	case <-ctx.Done():
-		return h.netError(ctx, ctx.Err())
+// acquire waits for one of the registry's slots. Look-ups that nobody waits for have half a second's worth of requests under
+// way at most, and half of the slots: that is what a hurried one may have to wait for.
+func (h *host) acquire(ctx context.Context) (release func(), err error) {
+	all := []chan struct{}{h.slots}
+	if image.IsPatient(ctx) {
+		all = []chan struct{}{h.spare, h.slots}
 	}
-	if ctx.Err() != nil { // both were possible
-		h.release()
-		return h.netError(ctx, ctx.Err())
+	var mine []chan struct{}
+	release = func() {
+		for _, slots := range mine {
+			<-slots
+		}
 	}
-	return nil
+	for _, slots := range all {
+		select {
+		case slots <- struct{}{}:
+			mine = append(mine, slots)
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil { // both may have been possible
+			release()
+			return nil, h.netError(ctx, ctx.Err())
+		}
+	}
+	return release, nil
 }
-
-func (h *host) release() { <-h.slots }
 
 // errSilence is the cause of a context that our own deadline ended.
 var errSilence = errors.New("no answer")

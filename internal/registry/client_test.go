@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -759,6 +760,53 @@ func TestConcurrencyPerRegistry(t *testing.T) {
 	}
 	if got := most.Load(); got != 3 {
 		t.Errorf("%d requests at a time, want 3", got)
+	}
+}
+
+// TestPatient: look-ups that nobody waits for leave half of the slots to the others, and fewer where the rate is low.
+func TestPatient(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		concurrency int
+		qps         float64
+		want        int32
+	}{"half": {4, 1000, 2}, "one": {1, 1000, 1}, "half a second": {50, 6, 3}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := registrytest.New()
+			let := make(chan struct{})
+			var waiting atomic.Int32
+			host := plain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if strings.Contains(r.URL.Path, "/slow/") {
+					waiting.Add(1)
+					<-let
+				}
+				s.ServeHTTP(w, r)
+			}))
+			s.Push("slow", "latest")
+			s.Push("a", "latest")
+			c := New(Options{Insecure: []string{host}, Keychain: &keychain{}, Concurrency: tt.concurrency, QPS: tt.qps})
+			all := slices.Repeat([]image.Ref{parse(t, host+"/slow:latest")}, 10)
+			done := make(chan []image.Resolution, 1)
+			go func() { done <- c.Resolve(image.Patient(t.Context()), "", all) }()
+			for waiting.Load() < tt.want {
+				time.Sleep(time.Millisecond)
+			}
+			if tt.concurrency > 1 {
+				if r := one(c, parse(t, host+"/a:latest")); r.Err != nil {
+					t.Error(r.Err)
+				}
+			}
+			if n := waiting.Load(); n != tt.want {
+				t.Errorf("%d patient look-ups at a time, want %d", n, tt.want)
+			}
+			close(let)
+			for _, r := range <-done {
+				if r.Err != nil {
+					t.Error(r.Err)
+				}
+			}
+		})
 	}
 }
 
