@@ -37,9 +37,17 @@ type fleet struct {
 	resolver, companion *process
 }
 
-// newFleet starts all of it. Application i has the references each(i). It returns once every lock is committed.
-func (b *bench) newFleet(ctx context.Context, reg *registrytest.Server, apps, repos int, each func(app int) []image.Ref, flags ...string) (*fleet, error) {
-	f := &fleet{apps: apps, repos: repos}
+// shape is what a fleet is made of.
+type shape struct {
+	apps, repos         int
+	refs                func(app int) []image.Ref // that are rendered
+	locked              func(app int) []lock.Pin  // that are rendered in their place, without a look at the registry; nil for none
+	resolver, companion []string                  // flags besides
+}
+
+// newFleet starts all of it. It returns once every lock is committed.
+func (b *bench) newFleet(ctx context.Context, reg *registrytest.Server, s shape) (*fleet, error) {
+	f := &fleet{apps: s.apps, repos: s.repos}
 	root, err := os.MkdirTemp(b.dir, "fleet")
 	if err != nil {
 		return nil, err
@@ -52,20 +60,20 @@ func (b *bench) newFleet(ctx context.Context, reg *registrytest.Server, apps, re
 		return nil, err
 	}
 	// A TTL that does not end keeps what a refresh asks for out of what a push costs.
-	if f.resolver, err = b.startResolver(ctx, reg.Host, "--token-file="+token, "--ttl=24h"); err != nil {
+	if f.resolver, err = b.startResolver(ctx, reg.Host, slices.Concat([]string{"--token-file=" + token, "--ttl=24h"}, s.resolver)...); err != nil {
 		return nil, err
 	}
-	args := slices.Concat([]string{"--interval=24h", "--resolver=http://" + f.resolver.address, "--resolver-token-file=" + token, "--token-file=" + token}, flags)
-	for i := range repos {
+	args := slices.Concat([]string{"--interval=24h", "--resolver=http://" + f.resolver.address, "--resolver-token-file=" + token, "--token-file=" + token}, s.companion)
+	for i := range f.repos {
 		name := fmt.Sprintf("%d.git", i)
 		dir := filepath.Join(root, name)
-		if err := b.overlays(ctx, dir, apps/repos); err != nil {
+		if err := b.overlays(ctx, dir, f.apps/f.repos); err != nil {
 			return nil, err
 		}
 		f.dirs = append(f.dirs, dir)
 		args = append(args, "--repo="+f.host.url+"/"+name+"@main")
 	}
-	if err := f.render(ctx, each); err != nil {
+	if err := f.render(ctx, s); err != nil {
 		return nil, err
 	}
 	before := f.tips()
@@ -73,7 +81,7 @@ func (b *bench) newFleet(ctx context.Context, reg *registrytest.Server, apps, re
 		return nil, err
 	}
 	if err := f.moved(ctx, before); err != nil {
-		return nil, fmt.Errorf("%d Applications: no first commit: %w", apps, err)
+		return nil, fmt.Errorf("%d Applications: no first commit: %w", f.apps, err)
 	}
 	return f, nil
 }
@@ -108,15 +116,22 @@ func (b *bench) overlays(ctx context.Context, dir string, n int) error {
 func overlayPath(i int) string { return fmt.Sprintf("apps/app-%04d/overlays/dev", i) }
 
 // render reports each Application to the resolver, as its first render would.
-func (f *fleet) render(ctx context.Context, each func(app int) []image.Ref) error {
+func (f *fleet) render(ctx context.Context, s shape) error {
 	errs := make([]error, f.apps)
 	every(askers, f.apps, func(i int) {
 		repo := i % f.repos
+		var refs []image.Ref
+		var locked []lock.Pin
+		if s.locked != nil {
+			locked = s.locked(i)
+		} else {
+			refs = s.refs(i)
+		}
 		var results []image.Resolution
 		results, errs[i] = f.resolver.client.Resolve(ctx, &lock.Source{
 			Project: "default", Application: fmt.Sprintf("app-%04d", i), Repository: fmt.Sprintf("%s/%d.git", f.host.url, repo),
 			TargetRevision: "main", Path: overlayPath(i / f.repos), Mode: "follow", Revision: "0123456789abcdef0123456789abcdef01234567",
-		}, nil, each(i))
+		}, locked, refs)
 		for _, r := range results {
 			if r.Err != nil {
 				errs[i] = r.Err

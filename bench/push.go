@@ -36,7 +36,9 @@ func (b *bench) pushed(ctx context.Context) ([]row, error) {
 		repo := fmt.Sprintf("acme/server-%d", i)
 		reg.Push(repo, image.DefaultTag)
 		ref := image.Ref{Registry: reg.Host, Repository: repo, Tag: image.DefaultTag}
-		f, err := b.newFleet(ctx, reg, s.apps, s.repos, func(app int) []image.Ref { return []image.Ref{ref, own[app]} }, "--quiet-window=0")
+		f, err := b.newFleet(ctx, reg, shape{
+			apps: s.apps, repos: s.repos, refs: func(app int) []image.Ref { return []image.Ref{ref, own[app]} }, companion: []string{"--quiet-window=0"},
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -68,6 +70,47 @@ func (b *bench) pushed(ctx context.Context) ([]row, error) {
 		}
 	}
 	return rows, nil
+}
+
+// crowded times the same where more images are in use than the registry's rate lets a resolver keep fresh: what was flushed
+// must not wait for the others.
+func (b *bench) crowded(ctx context.Context) ([]row, error) {
+	apps, each, qps := 1000, 10, 50
+	if b.colds == 1 {
+		apps, qps = 50, 5
+	}
+	reg := registrytest.Listen(registrytest.New())
+	defer reg.Close()
+	pins := make([]lock.Pin, apps*each)
+	for i := range pins {
+		ref := image.Ref{Registry: reg.Host, Repository: fmt.Sprintf("acme/team/application-%05d/server", i), Tag: image.DefaultTag}
+		pins[i] = lock.Pin{Image: ref.String(), Digest: reg.Push(ref.Repository, ref.Tag), ResolvedAt: time.Now().UTC()}
+	}
+	f, err := b.newFleet(ctx, reg, shape{
+		apps: apps, repos: 1, companion: []string{"--quiet-window=0", "--interval=60s"}, resolver: []string{"--ttl=60s", fmt.Sprintf("--registry-qps=%d", qps)},
+		locked: func(app int) []lock.Pin { return pins[app*each : (app+1)*each] },
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer f.stop()
+	r := row{
+		Name: fmt.Sprintf("flush to commit: %d images in one repository, %d looks a second allowed, TTL 60 s", len(pins), qps), Aim: "seconds",
+	}
+	p := &flushes{bench: b, fleet: f, reg: reg}
+	for i := range min(b.runs, 12) {
+		if p.ref, err = image.Parse(pins[i*7919%len(pins)].Image); err != nil {
+			return nil, err
+		}
+		time.Sleep(time.Duration(i%4) * time.Second) // into a cycle, and after it
+		if err := p.once(ctx); err != nil {
+			return nil, err
+		}
+	}
+	r.Millis = p.times
+	sorted := slices.Sorted(slices.Values(p.times))
+	r.Facts = fmt.Sprintf("at most %.1f s; all images take %d s", sorted[len(sorted)-1]/1000, len(pins)/qps)
+	return []row{r}, nil
 }
 
 // byGit times what a script would do for the same commit. It ends the fleet's rounds: its locks have another comment.

@@ -31,7 +31,7 @@ func (b *bench) scale(ctx context.Context) ([]row, error) {
 	for _, s := range sizes {
 		reg := registrytest.Listen(registrytest.New())
 		refs := pushMany(reg.Registry, reg.Host, s.apps*s.refs)
-		f, err := b.newFleet(ctx, reg, s.apps, s.repos, func(app int) []image.Ref { return refs[app*s.refs : (app+1)*s.refs] })
+		f, err := b.newFleet(ctx, reg, shape{apps: s.apps, repos: s.repos, refs: func(app int) []image.Ref { return refs[app*s.refs : (app+1)*s.refs] }})
 		if err != nil {
 			reg.Close()
 			return rows, err
