@@ -62,18 +62,17 @@ func (u *updater) respect(ctx context.Context, tip *gitrepo.Snapshot, locks, edi
 		}
 		for _, p := range doc.Pins {
 			for _, b := range before {
-				held, err := u.judge(ctx, &log, dir, p, b)
+				held, ok, err := u.judge(ctx, &log, dir, p, b)
 				if err != nil {
 					return err
 				}
-				if held == nil {
+				if !ok {
 					continue
 				}
 				if edits[dir] == nil {
 					edits[dir] = doc
 				}
-				p.Hold = held
-				edits[dir] = edits[dir].With(p)
+				edits[dir] = edits[dir].With(held)
 				break
 			}
 		}
@@ -108,24 +107,29 @@ func (u *updater) before(ctx context.Context, log *history, dir string, last *gi
 	return all, nil
 }
 
-// judge returns the hold that keeps p, a pin at the tip, from what the companion had left it at, nil when there is no
-// reason for one.
-func (u *updater) judge(ctx context.Context, log *history, dir string, p lock.Pin, before left) (*lock.Hold, error) {
+// judge returns p, a pin at the tip, as it is to be held back from what the companion had left it at; false when there is no
+// reason to. It is dated like what is rejected: a resolver that lags behind, and knows what was rejected before that, is
+// not to move it.
+func (u *updater) judge(ctx context.Context, log *history, dir string, p lock.Pin, before left) (held lock.Pin, ok bool, err error) {
 	q, ok := before.lock.Find(p.Image)
 	if !ok || q.Digest == p.Digest || p.Hold.Keeps(q.Digest, time.Now()) {
-		return nil, nil
+		return p, false, nil
 	}
 	// Without a look it is open where the tag stands, and the commit to come will be the last one of ours. A look that is
 	// older than the one that found the digest says nothing either.
 	now := u.looks.surely(ctx, u.target.paths[dir].projects(), p.Image)
 	if now.Digest != "" && now.Digest != q.Digest && now.ResolvedAt.After(q.ResolvedAt) {
-		return nil, nil
+		return p, false, nil
 	}
-	cause, err := log.cause(ctx, dir, p, before)
+	cause, err := log.cause(ctx, dir, p, q.Digest, before)
 	if err != nil || cause == "" {
-		return nil, err
+		return p, false, err
 	}
-	return &lock.Hold{Rejected: q.Digest, Reason: cause}, nil
+	p.Hold = &lock.Hold{Rejected: q.Digest, Reason: cause}
+	if q.ResolvedAt.After(p.ResolvedAt) {
+		p.ResolvedAt = q.ResolvedAt
+	}
+	return p, true, nil
 }
 
 // lastOurs returns what the companion last committed to the branch, nil when it never has. A mark that this process has
@@ -312,10 +316,11 @@ func (h *history) find(hash string) *gitrepo.Commit {
 	return h.commits[i]
 }
 
-// cause says which commit since last, the companion's own, moved the pin of p's image to where it is, in words for a
-// hold: "reverted in 3f2c1ab by Jane Doe". It follows first parents, along which a branch's own history runs. It returns
-// "" when that was the companion itself, which is so where a mark lags behind.
-func (h *history) cause(ctx context.Context, dir string, p lock.Pin, before left) (string, error) {
+// cause says which commit since the companion's own moved the pin of p's image to where it is, in words for a hold:
+// "reverted in 3f2c1ab by Jane Doe". It follows first parents, along which a branch's own history runs. It returns "" when
+// nobody took the digest away: when the last to move the pin was the companion itself, which is so where a mark lags behind,
+// or when it had moved the pin from that digest to what people then changed, of which another companion knows more.
+func (h *history) cause(ctx context.Context, dir string, p lock.Pin, taken string, before left) (cause string, err error) {
 	if err := h.read(ctx); err != nil {
 		return "", err
 	}
@@ -323,28 +328,35 @@ func (h *history) cause(ctx context.Context, dir string, p lock.Pin, before left
 	if lost, err := h.lost(ctx, before); lost || err != nil {
 		return "branch reset past " + last[:7], err
 	}
-	for c := h.commits[0]; c.Hash != last; {
+	cause = "changed by hand"
+	for c, moves := h.commits[0], 0; c.Hash != last; {
 		parent := h.parent(c)
 		if parent == nil {
 			break
 		}
-		before, err := h.lockAt(ctx, parent, dir)
+		doc, err := h.lockAt(ctx, parent, dir)
 		if err != nil {
 			return "", err
 		}
-		q, ok := before.Find(p.Image)
-		if ok && q.Digest == p.Digest && q.Hold != nil && p.Hold == nil {
+		q, ok := doc.Find(p.Image)
+		if ok && q.Digest == p.Digest && q.Hold != nil && p.Hold == nil && moves == 0 {
 			return "", nil // somebody let the pin follow its tag again
 		}
 		if !ok || q.Digest != p.Digest {
 			if unaware, err := h.unaware(ctx, c, dir, p, last); h.byUs(c) || unaware || err != nil {
 				return "", err
 			}
-			return became(c), nil
+			if moves++; moves == 1 {
+				cause = became(c)
+			}
+			if !ok || q.Digest == taken {
+				break
+			}
+			p = q
 		}
 		c = parent
 	}
-	return "changed by hand", nil
+	return cause, nil
 }
 
 // lost reports whether a commit of the companion's is not on the branch any more. Where the branch is longer than what was

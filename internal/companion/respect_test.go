@@ -204,6 +204,41 @@ func TestMergedLongAfter(t *testing.T) {
 	wantHold(t, f.repo, server, 1, 2, "changed by hand in "+by[:7]+" by A Person")
 }
 
+// TestLaggingResolver: a resolver that lags behind, alone after a restart, brings back neither what was rejected last nor
+// what was rejected before that.
+func TestLaggingResolver(t *testing.T) {
+	t.Parallel()
+	f := adopted(t)
+	revert(t, f.repo, "main")
+	once(t, f.Companion, 1)
+	f.replica.sees(pin(server, 3))
+	once(t, f.Companion, 1)
+	by := revert(t, f.repo, "main")
+	once(t, f.Companion, 1)
+	f.replica.sees(pin(server, 2))
+	once(t, f.restarted(t).Companion, 0)
+	wantHold(t, f.repo, server, 1, 3, "reverted in "+by[:7]+" by A Person")
+	f.replica.sees(pin(server, 4))
+	once(t, f.Companion, 1)
+	wantHold(t, f.repo, server, 4, 0, "")
+}
+
+// TestTwoMemories: what one companion left in a lock is not what people took away when another has moved the pin since.
+func TestTwoMemories(t *testing.T) {
+	t.Parallel()
+	f := adopted(t)
+	stale := f.Companion
+	f.replica.sees(pin(server, 3))
+	once(t, f.restarted(t).Companion, 1)
+	f.repo.Commit(t, "main", map[string]string{app: lockText(pin(server, 1), pin(worker, 1))})
+	by := f.repo.Commit(t, "main", map[string]string{app: lockText(lock.Pin{Image: server, Digest: digest(7), ResolvedAt: at(1)}, pin(worker, 1))})
+	f.replica.sees(pin(server, 2))
+	once(t, stale, 1)
+	wantHold(t, f.repo, server, 7, 3, "changed by hand in "+by[:7]+" by A Person")
+	f.replica.sees(pin(server, 3))
+	once(t, f.Companion, 0)
+}
+
 // TestHandEdit: a digest that a person writes stays, until the tag moves on.
 func TestHandEdit(t *testing.T) {
 	t.Parallel()
