@@ -61,10 +61,10 @@ func (g growth) add(of, metric string, value float64) {
 func (g growth) sample(t *testing.T, w *world) {
 	t.Helper()
 	g.add("all", temporaryFiles, float64(w.temporary()))
-	for _, p := range []*program{w.resolver, w.companions[0]} {
+	for _, p := range slices.Concat(w.resolvers[:], w.companions[:1]) {
 		res, err := http.Get("http://" + p.address + "/metrics") //nolint:noctx // next door
 		if err != nil {
-			if p != w.resolver {
+			if !slices.Contains(w.resolvers[:], p) {
 				t.Errorf("%s, which nobody killed: %v", p.name, err)
 			}
 			continue // started a moment ago

@@ -17,8 +17,8 @@ import (
 var deployed = regexp.MustCompile(`image: (\S+)@(sha256:\S+)`)
 
 // render renders a path at the tip of its branch, as Argo CD would for one of the two Applications that it has, and
-// reports to the resolver. What is in the lock comes out, whoever is dead.
-func (w *world) render(r *repo, path string) {
+// reports to a resolver. What is in the lock comes out, whoever is dead.
+func (w *world) render(r *repo, path string, resolver int) {
 	commit := r.Git(w.t, "rev-parse", "main")
 	dir, err := os.MkdirTemp(filepath.Join(w.dir, "_cmp_server"), "")
 	if err != nil {
@@ -32,7 +32,7 @@ func (w *world) render(r *repo, path string) {
 	}
 	ctx, cancel := context.WithTimeout(w.t.Context(), settle)
 	cmd := exec.CommandContext(ctx, filepath.Join(w.bin, "digestlock"), "generate", //nolint:gosec // ours
-		"--server=unix://"+w.socket, dir)
+		"--server=unix://"+w.socket(resolver), dir)
 	cmd.Env = w.environ("ARGOCD_APP_NAME="+fmt.Sprintf("%s-%d", strings.ReplaceAll(path, "/", "-"), rand.IntN(2)), "ARGOCD_APP_PROJECT_NAME=default",
 		"ARGOCD_APP_SOURCE_REPO_URL="+r.URL, "ARGOCD_APP_SOURCE_TARGET_REVISION=main", "ARGOCD_APP_SOURCE_PATH="+path, "ARGOCD_APP_REVISION="+commit)
 	w.busy.Go(func() {

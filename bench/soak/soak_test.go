@@ -34,11 +34,11 @@ const (
 	settle = time.Minute
 )
 
-// TestSoak has a resolver and two companions work on the branches of a real Git server while images are pushed, with and
-// without a flush, Applications are rendered, and people revert, edit, reset, hold and release. One companion is killed, or
-// told to end, again and again, and in the first third the resolver too; the other companion runs from beginning to end,
-// the resolver from the second third on, and they must not grow. The Git server loses connections and answers, and is
-// away for a while. A judge reads each move of the branches.
+// TestSoak has two companions, each with a resolver of its own that knows nothing of the other, work on the branches of a
+// real Git server while images are pushed, with and without a flush at one of them, Applications are rendered, and people
+// revert, edit, reset, hold and release. One companion is killed, or told to end, again and again, and in the first third
+// the resolvers too; the other companion runs from beginning to end, the resolvers from the second third on, and they must
+// not grow. The Git server loses connections and answers, and is away for a while. A judge reads each move of the branches.
 func TestSoak(t *testing.T) {
 	if *length == 0 {
 		t.Skip("for a soak say -soak 20m, or make soak")
@@ -80,8 +80,7 @@ type world struct {
 	git   *flaky
 	repos []*repo
 
-	socket     string
-	resolver   *program
+	resolvers  [2]*program
 	companions [2]*program // the first is never killed
 
 	busy sync.WaitGroup // flushes and renders
@@ -158,22 +157,23 @@ func (w *world) newRepo(server *gittest.Server, name string, paths int) *repo {
 
 func (w *world) programs(server *gittest.Server) {
 	at := func(name string) string { return filepath.Join(w.dir, name) }
-	w.socket = at("s")
-	w.resolver = w.program("resolver", "digestlock", "serve", "--ttl=3s", "--socket="+w.socket, "--token-file="+at("token"),
-		"--state-dir="+at("state"), "--insecure-registry="+w.reg.Host)
 	args := []string{
-		"--interval=1s", "--quiet-window=1s", "--quiet-max=3s", "--resolver=http://" + w.resolver.address, "--resolver-token-file=" + at("token"),
-		"--token-file=" + at("token"), "--git-username=" + server.Auth.Username, "--git-password-file=" + at("password"), "--git-ca-file=" + at("ca.pem"),
+		"--interval=1s", "--quiet-window=1s", "--quiet-max=3s", "--resolver-token-file=" + at("token"), "--token-file=" + at("token"),
+		"--git-username=" + server.Auth.Username, "--git-password-file=" + at("password"), "--git-ca-file=" + at("ca.pem"),
 	}
 	for _, r := range w.repos {
 		args = append(args, "--repo="+r.URL+"@main")
 	}
 	for i := range w.companions {
-		w.companions[i] = w.program(fmt.Sprintf("companion %d", i), "digestlock-companion", args...)
+		w.resolvers[i] = w.program(fmt.Sprintf("resolver %d", i), "digestlock", "serve", "--ttl=3s", "--socket="+w.socket(i), "--token-file="+at("token"),
+			"--state-dir="+at(fmt.Sprintf("state-%d", i)), "--insecure-registry="+w.reg.Host)
+		w.companions[i] = w.program(fmt.Sprintf("companion %d", i), "digestlock-companion", append(slices.Clip(args), "--resolver=http://"+w.resolvers[i].address)...)
 	}
 }
 
-// begin starts all programs and has each Application rendered once.
+func (w *world) socket(resolver int) string { return filepath.Join(w.dir, fmt.Sprint("s", resolver)) }
+
+// begin starts all programs and has each Application rendered once by each resolver.
 func (w *world) begin() {
 	for _, p := range w.all() {
 		p.start()
@@ -181,16 +181,18 @@ func (w *world) begin() {
 	}
 	for _, r := range w.repos {
 		for _, path := range r.paths {
-			w.render(r, path)
+			for i := range w.resolvers {
+				w.render(r, path, i)
+			}
 		}
 	}
 	w.busy.Wait()
 }
 
-func (w *world) all() []*program { return []*program{w.resolver, w.companions[0], w.companions[1]} }
+func (w *world) all() []*program { return slices.Concat(w.resolvers[:], w.companions[:]) }
 
 // act does one thing of many at random.
-func (w *world) act(resolverToo bool) {
+func (w *world) act(resolversToo bool) {
 	r := w.repos[rand.IntN(len(w.repos))]
 	switch n := rand.IntN(100); {
 	case n < 30:
@@ -200,13 +202,13 @@ func (w *world) act(resolverToo bool) {
 			w.flush(image)
 		}
 	case n < 55:
-		w.render(r, r.paths[rand.IntN(len(r.paths))])
+		w.render(r, r.paths[rand.IntN(len(r.paths))], rand.IntN(len(w.resolvers)))
 	case n < 85:
 		w.person(r)
 	case n < 97:
 		p := w.companions[1]
-		if resolverToo && rand.IntN(2) == 0 {
-			p = w.resolver
+		if resolversToo && rand.IntN(2) == 0 {
+			p = w.resolvers[rand.IntN(len(w.resolvers))]
 		}
 		w.restart(p)
 	default:
@@ -339,7 +341,7 @@ func (w *world) end() {
 	for _, p := range w.all() {
 		p.stop()
 	}
-	left, err := filepath.Glob(filepath.Join(w.dir, "state", ".*"))
+	left, err := filepath.Glob(filepath.Join(w.dir, "state-*", ".*"))
 	if err != nil || len(left) > 0 {
 		w.t.Errorf("%v are left in the state directory, %v", left, err)
 	}
