@@ -6,9 +6,9 @@ import (
 	"io"
 	"net/http"
 	"slices"
-	"strings"
 	"time"
 
+	"github.com/digestlock/digestlock/internal/api"
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/registrytest"
 )
@@ -72,12 +72,8 @@ func (b *bench) idle(ctx context.Context, f *fleet, refs []image.Ref) ([]row, er
 	if !slices.Equal(before, f.tips()) || requests > maxIdleRequests*f.repos {
 		b.broken = append(b.broken, fmt.Sprintf("%s: %s, branches unmoved %v; one request for each promised", ours.Name, ours.Facts, slices.Equal(before, f.tips())))
 	}
-	pins, err := f.pins(ctx, b.runs)
-	if err != nil {
-		return nil, err
-	}
-	pins.Name = name + ": the resolver's ledger, GET /v1/pins"
-	return []row{ours, theirs, pins}, nil
+	pins, err := b.pins(ctx, name, f)
+	return []row{ours, theirs, pins}, err
 }
 
 // wake flushes an image that stands where it stood, and returns how long the cycle took that this began.
@@ -105,29 +101,67 @@ func (b *bench) listAll(ctx context.Context, f *fleet) (time.Duration, error) {
 	return took, nil
 }
 
-// pins times the answer that each cycle begins with.
-func (f *fleet) pins(ctx context.Context, runs int) (row, error) {
-	r := row{}
-	size := int64(0)
-	for range runs {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+f.resolver.address+"/v1/pins", strings.NewReader(""))
+// pins times the answer that each cycle begins with: as a whole, when nothing has changed since, and both as a companion
+// reads them.
+func (b *bench) pins(ctx context.Context, name string, f *fleet) (row, error) {
+	r := row{Name: name + ": the resolver's ledger, GET /v1/pins", Aim: "304 when nothing is new"}
+	var short, read, again []float64
+	var full, unchanged ledger
+	for range b.runs {
+		var err error
+		if full, err = f.ledger(ctx, ""); err != nil {
+			return r, err
+		}
+		if unchanged, err = f.ledger(ctx, full.tag); err != nil {
+			return r, err
+		}
+		r.Millis, short = append(r.Millis, millis(full.took)), append(short, millis(unchanged.took))
+		client, err := api.NewClient("http://"+f.resolver.address, fleetToken)
 		if err != nil {
 			return r, err
 		}
-		req.Header.Set("Authorization", "Bearer "+fleetToken)
-		start := time.Now()
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			return r, err
+		for _, times := range []*[]float64{&read, &again} {
+			start := time.Now()
+			if _, err := client.Pins(ctx); err != nil {
+				return r, err
+			}
+			*times = append(*times, millis(time.Since(start)))
 		}
-		size, err = io.Copy(io.Discard, resp.Body)
-		_ = resp.Body.Close()
-		if err != nil {
-			return r, err
-		}
-		r.Millis = append(r.Millis, millis(time.Since(start)))
+		client.Close()
 	}
 	now, peak, _ := f.resolver.rss() // 0 on systems without /proc
-	r.Facts = fmt.Sprintf("%.0f KiB; resolver's RSS %.0f MiB, at most %.0f", float64(size)/1024, now, peak)
+	r.Facts = fmt.Sprintf("%.0f KiB, read by a companion in %.1f ms; nothing new: %d with %d bytes in %.1f ms, %.1f ms; resolver's RSS %.0f MiB, at most %.0f",
+		float64(full.size)/1024, median(read), unchanged.status, unchanged.size, median(short), median(again), now, peak)
+	if unchanged.status != http.StatusNotModified || unchanged.size > 0 {
+		b.broken = append(b.broken, r.Name+": "+r.Facts)
+	}
 	return r, nil
+}
+
+// ledger is how a resolver answered.
+type ledger struct {
+	status int
+	tag    string
+	size   int64
+	took   time.Duration
+}
+
+// ledger asks the resolver for its ledger, unless that is the one of that tag.
+func (f *fleet) ledger(ctx context.Context, tag string) (ledger, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+f.resolver.address+"/v1/pins", nil)
+	if err != nil {
+		return ledger{}, err
+	}
+	req.Header.Set("Authorization", "Bearer "+fleetToken)
+	if tag != "" {
+		req.Header.Set("If-None-Match", tag)
+	}
+	start := time.Now()
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return ledger{}, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	size, err := io.Copy(io.Discard, resp.Body)
+	return ledger{resp.StatusCode, resp.Header.Get("ETag"), size, time.Since(start)}, err
 }

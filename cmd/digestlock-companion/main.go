@@ -204,8 +204,10 @@ func (r *resolvers) dial(ctx context.Context) ([]*api.Client, error) {
 // A resolver's client also says where images come from.
 var _ companion.OriginReader = (*api.Client)(nil)
 
-// replicas dials for the loop, in place of the clients that it returned before.
+// replicas dials for the loop, in place of the clients that it returned before. What these know goes on to those of the same
+// address, and is forgotten with a replica that is gone.
 func (r *resolvers) replicas(ctx context.Context) ([]companion.Replica, error) {
+	before := r.clients
 	r.close()
 	clients, err := r.dial(ctx)
 	if err != nil {
@@ -214,6 +216,7 @@ func (r *resolvers) replicas(ctx context.Context) ([]companion.Replica, error) {
 	r.clients = clients
 	out := make([]companion.Replica, len(clients))
 	for i, c := range clients {
+		c.Inherit(before)
 		out[i] = c
 	}
 	return out, nil

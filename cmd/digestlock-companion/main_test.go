@@ -2,11 +2,15 @@ package main
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -288,5 +292,38 @@ func TestReplicasAreClosed(t *testing.T) {
 	}
 	if r.close(); len(r.clients) > 0 {
 		t.Errorf("%d clients are left", len(r.clients))
+	}
+}
+
+// TestReplicasKnowTheLedger: the clients of one cycle go on with what those of the one before it know, and nobody with what
+// was known of a replica that was gone.
+func TestReplicasKnowTheLedger(t *testing.T) {
+	t.Parallel()
+	var conditions []string
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conditions = append(conditions, r.Header.Get("If-None-Match"))
+		w.Header().Set("ETag", `"1"`)
+		if r.Header.Get("If-None-Match") == `"1"` {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+		_, _ = io.WriteString(w, `{"sources":[{"source":{"application":"backend"},"pins":[]}]}`)
+	}))
+	defer s.Close()
+	r := resolvers{}
+	defer r.close()
+	for _, address := range []string{s.URL, s.URL, s.URL, "http://127.0.0.1:1", s.URL} {
+		r.address = address
+		replicas, err := r.replicas(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		docs, err := replicas[0].Pins(t.Context())
+		if address == s.URL && (err != nil || len(docs) != 1 || docs[0].Source.Application != "backend") {
+			t.Errorf("Pins = %+v, %v", docs, err)
+		}
+	}
+	if want := []string{"", `"1"`, `"1"`, ""}; !slices.Equal(conditions, want) {
+		t.Errorf("If-None-Match: %q, want %q", conditions, want)
 	}
 }

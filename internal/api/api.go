@@ -4,7 +4,7 @@
 //	POST /v1/resolve     ResolveRequest → ResolveResponse   resolver: unix socket, or TCP with a token
 //	GET  /v1/renders/…   a render that was put there, or 204   resolver: unix socket
 //	PUT  /v1/renders/…   a render to remember → 204            resolver: unix socket
-//	GET  /v1/pins        → PinsResponse                     resolver: TCP with a token
+//	GET  /v1/pins        → PinsResponse, or 304             resolver: TCP with a token
 //	POST /v1/origins     OriginsRequest → OriginsResponse   resolver: TCP with a token
 //	POST /v1/flush       ?image=… → FlushResponse           resolver: TCP with a token
 //	POST /v1/invalidate  ?image=… → WebhookResponse         resolver: TCP with a token

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,6 +28,8 @@ type Client struct {
 	base  string
 	token string
 	http  *http.Client
+
+	pins atomic.Pointer[pins] // the last ledger that it was sent; nil for none that has a tag
 }
 
 // maxAnswer bounds what a resolver may answer, in bytes: the ledger of some hundred thousand sources.
@@ -124,13 +127,6 @@ func (c *Client) Resolve(ctx context.Context, source *lock.Source, locked []lock
 		out[i] = r.resolution(refs[i])
 	}
 	return out, nil
-}
-
-// Pins returns the resolver's ledger.
-func (c *Client) Pins(ctx context.Context) ([]lock.Document, error) {
-	var res PinsResponse
-	err := c.call(ctx, http.MethodGet, "/v1/pins", nil, &res)
-	return res.Sources, err
 }
 
 // Recall returns what was remembered under key, 64 hex digits, and nil for nothing. It is not ok when the resolver remembers
@@ -233,22 +229,31 @@ func (c *Client) exchange(ctx context.Context, method, path string, in any) (sta
 	if err != nil {
 		return 0, nil, err
 	}
+	res, data, err := c.send(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	return res.StatusCode, data, nil
+}
+
+// send sends a request with the token and reads the answer, whatever its status. The body of what it returns is closed.
+func (c *Client) send(req *http.Request) (*http.Response, []byte, error) {
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return 0, nil, c.unreachable(ctx, err)
+		return nil, nil, c.unreachable(req.Context(), err)
 	}
 	defer func() { _ = res.Body.Close() }()
-	data, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
+	data, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	if err != nil {
-		return 0, nil, c.unreachable(ctx, err)
+		return nil, nil, c.unreachable(req.Context(), err)
 	}
 	if len(data) > maxAnswer {
-		return 0, nil, fault.New(fault.ResolverUnavailable, wrongPeer, "resolver %s: an answer of more than %d bytes", c.name, maxAnswer)
+		return nil, nil, fault.New(fault.ResolverUnavailable, wrongPeer, "resolver %s: an answer of more than %d bytes", c.name, maxAnswer)
 	}
-	return res.StatusCode, data, nil
+	return res, data, nil
 }
 
 func (c *Client) decode(status int, data []byte, out any) error {

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -23,9 +25,11 @@ import (
 // nothing, as one digest-lock document per source in a directory. It is safe for concurrent use; the directory belongs
 // to one Ledger at a time.
 type Ledger struct {
-	dir string
+	dir  string
+	life string // names this Ledger and no other: one that a restart makes counts from 0 again
 
 	mu      sync.Mutex // also serialises the writes, so that the newest document is the one on disk
+	records int        // since it was opened; nothing else changes entries
 	entries map[string]lock.Document
 	saved   map[string]lock.Document // what is on disk
 	swept   time.Time                // when forget last looked
@@ -53,7 +57,7 @@ func OpenLedger(dir string, log *slog.Logger) (*Ledger, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, stateDirError(err)
 	}
-	l := &Ledger{dir: dir, entries: map[string]lock.Document{}, saved: map[string]lock.Document{}}
+	l := &Ledger{dir: dir, life: rand.Text(), entries: map[string]lock.Document{}, saved: map[string]lock.Document{}}
 	if err := l.Probe(); err != nil {
 		return nil, stateDirError(err)
 	}
@@ -127,6 +131,7 @@ func (l *Ledger) Record(doc lock.Document, inGit bool) error {
 	key := keyOf(doc.Source)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.records++
 	l.entries[key] = doc
 	l.forget(doc.Source.RenderedAt)
 	if old, ok := l.saved[key]; ok && sameRender(old, doc) {
@@ -184,6 +189,13 @@ func (l *Ledger) Pins() []lock.Document {
 	docs := slices.Collect(maps.Values(l.entries))
 	slices.SortFunc(docs, func(a, b lock.Document) int { return slices.Compare(fields(a.Source), fields(b.Source)) })
 	return docs
+}
+
+// Version is another text whenever Pins returns something else, also of another Ledger.
+func (l *Ledger) Version() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.life + "-" + strconv.Itoa(l.records)
 }
 
 // Applications returns which Applications' last render has each image, as "project/application", sorted.
