@@ -93,7 +93,8 @@ func newClient(name, address, ip, token string) (*Client, error) {
 		return nil, errAddress
 	}
 	return &Client{name: name, base: base, token: token, http: &http.Client{
-		Transport:     &http.Transport{DialContext: dial},
+		// Who closed the client may still have a question waiting, and the connection of that is not to be left behind.
+		Transport:     &http.Transport{DialContext: dial, IdleConnTimeout: time.Minute},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
 }
