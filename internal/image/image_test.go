@@ -1,6 +1,7 @@
 package image
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -112,6 +113,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
+		checkParts(t, s)
 		r, err := Parse(s)
 		if err != nil {
 			return
@@ -124,4 +126,62 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("Parse(%q).Name = %q, not a prefix", s, r.Name)
 		}
 	})
+}
+
+// parts are what is checked by hand, and the patterns that say what it is.
+var parts = map[string]struct {
+	is      func(string) bool
+	pattern *regexp.Regexp
+	longest int
+}{
+	"digest":    {IsDigest, regexp.MustCompile(`^sha256:[a-f0-9]{64}$`), digestLength},
+	"tag":       {isTag, regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]*$`), maxTag},
+	"component": {isComponent, regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$`), maxName},
+	"port":      {isPort, regexp.MustCompile(`^[0-9]{1,5}$`), maxName},
+	"host": {isName, regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)` +
+		`(?:\.(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?))*$`), maxName},
+}
+
+func checkParts(t *testing.T, s string) {
+	t.Helper()
+	for name, part := range parts {
+		if got, want := part.is(s), len(s) <= part.longest && part.pattern.MatchString(s); got != want && len(s) <= maxName {
+			t.Errorf("%q is a %s: %v, want %v", s, name, got, want)
+		}
+	}
+}
+
+// TestParts: every text of up to six of the characters that matter is what its pattern says.
+func TestParts(t *testing.T) {
+	t.Parallel()
+	texts := []string{""}
+	for range 6 {
+		for _, s := range texts {
+			checkParts(t, s)
+		}
+		var longer []string
+		for _, s := range texts {
+			for _, c := range []string{"a", "Z", "7", ".", "_", "-", ":"} {
+				longer = append(longer, s+c)
+			}
+		}
+		texts = longer
+	}
+	for c := range 256 {
+		checkParts(t, string([]byte{byte(c)}))
+		checkParts(t, "a"+string([]byte{byte(c)})+"a")
+		checkParts(t, digest[:len(digest)-1]+string([]byte{byte(c)}))
+	}
+	for _, s := range []string{digest, digest[1:], digest[:len(digest)-1], "a___b", "a---b", "12345", "123456", "é", "a\n", strings.Repeat("a", maxTag+1)} {
+		checkParts(t, s)
+	}
+}
+
+func BenchmarkParseFull(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := ParseFull("registry.example.com:5000/acme/server-image:latest"); err != nil || !IsDigest(digest) {
+			b.Fatal(err)
+		}
+	}
 }
