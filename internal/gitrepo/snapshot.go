@@ -52,6 +52,7 @@ type store struct {
 	objects *memory.Storage
 	depth   map[plumbing.Hash]int // how many generations below a commit are here
 	parsed  map[plumbing.Hash][]object.TreeEntry
+	places  map[plumbing.Hash]map[string]int // of the entries of wide trees, by name
 
 	names *names
 }
@@ -271,13 +272,39 @@ func (s *Snapshot) entry(p string) (object.TreeEntry, bool, error) {
 		if err != nil {
 			return object.TreeEntry{}, false, err
 		}
-		i := index(entries, part)
+		i := s.place(e.Hash, entries, part)
 		if i < 0 {
 			return object.TreeEntry{}, false, nil
 		}
 		e = entries[i]
 	}
 	return e, true, nil
+}
+
+// wide is how many entries a tree has that are worth a map: all paths of a thousand overlays lead through one.
+const wide = 32
+
+// place is index for the entries of a tree.
+func (s *Snapshot) place(tree plumbing.Hash, entries []object.TreeEntry, name string) int {
+	if len(entries) < wide {
+		return index(entries, name)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.places[tree] == nil {
+		places := make(map[string]int, len(entries))
+		for i, e := range slices.Backward(entries) { // of two of one name the first counts
+			places[e.Name] = i
+		}
+		if s.places == nil {
+			s.places = map[plumbing.Hash]map[string]int{}
+		}
+		s.places[tree] = places
+	}
+	if i, ok := s.places[tree][name]; ok {
+		return i
+	}
+	return -1
 }
 
 func index(entries []object.TreeEntry, name string) int {
