@@ -62,7 +62,7 @@ func run(ctx context.Context, env cli.Env, args []string) (err error) {
 		return err
 	}
 	var rows []row
-	for _, measure := range []func(context.Context) ([]row, error){b.locked, b.again, b.resolve, b.remembered, b.refresh, b.memory, b.commit, b.pushed, b.crowded, b.scale, b.start, b.stages, b.sizes} {
+	for _, measure := range []func(context.Context) ([]row, error){b.locked, b.again, b.resolve, b.remembered, b.refresh, b.behind, b.memory, b.commit, b.pushed, b.crowded, b.scale, b.start, b.stages, b.sizes} {
 		more, err := measure(ctx)
 		rows = append(rows, more...)
 		if err != nil {

@@ -158,6 +158,53 @@ func (b *bench) refresh(ctx context.Context) ([]row, error) {
 	}}, nil
 }
 
+// The defaults of serve.
+const (
+	defaultTTL = time.Minute
+	defaultQPS = 50
+)
+
+// behind looks at a resolver with as many references in use as its cache holds, all of one registry, which it may ask for
+// less than a third of them within a TTL. Time runs faster than it says: TTL and rate are those of serve but for a factor.
+func (b *bench) behind(ctx context.Context) ([]row, error) {
+	refs, faster, qps := many, 12, 12.0*defaultQPS
+	if b.colds == 1 {
+		refs, faster, qps = many/10, 120, 120.0*defaultQPS/10 // as many TTLs for a round
+	}
+	ttl, observed := defaultTTL/time.Duration(faster), time.Duration(4*float64(refs)/qps*float64(time.Second))
+	reg := registrytest.Listen(registrytest.New())
+	defer reg.Close()
+	p, err := b.startResolver(ctx, reg.Host, "--refresh-window=1h", "--ttl="+ttl.String(), fmt.Sprintf("--registry-qps=%g", qps))
+	if err != nil {
+		return nil, err
+	}
+	defer p.stop()
+	if _, err := p.resolve(ctx, pushMany(reg.Registry, reg.Host, refs)); err != nil {
+		return nil, err
+	}
+	reg.ResetCounts()
+	start, oldest := time.Now(), 0.0
+	for time.Since(start) < observed && ctx.Err() == nil {
+		time.Sleep(ttl / 4)
+		age, err := p.metric(ctx, "digestlock_cache_oldest_in_use_seconds")
+		if err != nil {
+			return nil, err
+		}
+		oldest = max(oldest, age)
+	}
+	heads, seconds := float64(reg.Counts().Head), time.Since(start).Seconds()
+	r := row{
+		Name: fmt.Sprintf("resolver: %d references in use for %.0f s, %.0f requests/s allowed, TTL %v, in 1/%d of the time",
+			refs, seconds*float64(faster), qps/float64(faster), defaultTTL, faster),
+		Facts: fmt.Sprintf("%.1f HEAD/s; the oldest digest is %.0f s old at most", heads/seconds/float64(faster), oldest*float64(faster)),
+		Aim:   fmt.Sprintf("≤ %.0f HEAD/s", qps/float64(faster)),
+	}
+	if heads > qps*(seconds+2) { // what it saved up for two seconds may come at once
+		b.broken = append(b.broken, r.Name+": "+r.Facts)
+	}
+	return []row{r}, nil
+}
+
 // limited is a registry that answers so many requests a second and refuses the others.
 type limited struct {
 	next http.Handler
