@@ -62,7 +62,7 @@ func run(ctx context.Context, env cli.Env, args []string) (err error) {
 		return err
 	}
 	var rows []row
-	for _, measure := range []func(context.Context) ([]row, error){b.locked, b.again, b.resolve, b.remembered, b.refresh, b.behind, b.memory, b.commit, b.pushed, b.crowded, b.scale, b.start, b.stages, b.sizes} {
+	for _, measure := range []func(context.Context) ([]row, error){b.locked, b.again, b.resolve, b.peers, b.remembered, b.refresh, b.behind, b.memory, b.commit, b.pushed, b.crowded, b.scale, b.start, b.stages, b.sizes} {
 		more, err := measure(ctx)
 		rows = append(rows, more...)
 		if err != nil {
@@ -106,8 +106,9 @@ func (b *bench) build(ctx context.Context, env cli.Env) error {
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath",
 		"-ldflags", "-s -w -X sigs.k8s.io/kustomize/api/provenance.version="+render.KustomizeVersion,
 		"-o", filepath.Join(b.dir, "bin")+"/", "./cmd/digestlock", "./cmd/digestlock-companion", "./bench/commit", "./bench/plain")
-	peer := exec.CommandContext(ctx, "go", "build", "-trimpath", "-modfile=tools/go.mod", "-ldflags=-s -w", "-o", b.program("kustomize"), "sigs.k8s.io/kustomize/kustomize/v5")
-	for _, cmd := range []*exec.Cmd{cmd, peer} {
+	peers := exec.CommandContext(ctx, "go", "build", "-trimpath", "-modfile=tools/go.mod", "-ldflags=-s -w", "-o", filepath.Join(b.dir, "bin")+"/",
+		"sigs.k8s.io/kustomize/kustomize/v5", "github.com/google/go-containerregistry/cmd/crane", "github.com/stacklok/frizbee")
+	for _, cmd := range []*exec.Cmd{cmd, peers} {
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		cmd.Stderr = env.Stderr
 		if err := cmd.Run(); err != nil {

@@ -32,6 +32,7 @@ const (
 type call struct {
 	args []string
 	env  []string
+	dir  string // "" is that of this process
 }
 
 // once runs a call and returns its wall time in milliseconds.
@@ -48,7 +49,7 @@ func (b *bench) output(ctx context.Context, c call) ([]byte, float64, error) {
 
 func (b *bench) run(ctx context.Context, c call, stdout io.Writer) (float64, error) {
 	cmd := exec.CommandContext(ctx, b.program(c.args[0]), c.args[1:]...)
-	cmd.Env = b.environ(c.env)
+	cmd.Env, cmd.Dir = b.environ(c.env), c.dir
 	var stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = stdout, &stderr
 	start := time.Now()
@@ -277,13 +278,8 @@ func (c *counted) add(ctx context.Context, reg *registrytest.Server, what call) 
 	if err != nil {
 		return err
 	}
-	n := reg.Counts()
-	total := n.Ping + n.Token + n.Head + n.Get + n.Other
 	c.row.Millis = append(c.row.Millis, ms)
-	facts := fmt.Sprintf("%d requests", total)
-	if total > 0 {
-		facts += fmt.Sprintf(": %d ping, %d token, %d HEAD, %d GET", n.Ping, n.Token, n.Head, n.Get)
-	}
+	total, facts := requests(reg)
 	if c.row.Facts == "" || total > c.limit {
 		c.row.Facts = facts
 	}
@@ -291,6 +287,17 @@ func (c *counted) add(ctx context.Context, reg *registrytest.Server, what call) 
 		c.bench.broken = append(c.bench.broken, fmt.Sprintf("%s: %s, at most %d promised", c.row.Name, facts, c.limit))
 	}
 	return nil
+}
+
+// requests says what reg was asked for.
+func requests(reg *registrytest.Server) (total int, facts string) {
+	n := reg.Counts()
+	total = n.Ping + n.Token + n.Head + n.Get + n.Other
+	facts = fmt.Sprintf("%d requests", total)
+	if total > 0 {
+		facts += fmt.Sprintf(": %d ping, %d token, %d HEAD, %d GET", n.Ping, n.Token, n.Head, n.Get)
+	}
+	return total, facts
 }
 
 // startResolver starts a resolver with an empty state, with more flags, and waits until its socket answers.
