@@ -54,6 +54,8 @@ func (c *Cache) startRefreshes() {
 		if c.refreshing[registry] || len(c.refreshing) >= maxRefreshing {
 			continue
 		}
+		// The oldest first: where a round takes longer than a TTL, one that was late in the last would grow twice as old.
+		slices.SortFunc(entries, func(a, b *entry) int { return a.at.Compare(b.at) })
 		c.refreshing[registry] = true
 		c.running.Go(func() { c.refresh(registry, entries) })
 	}

@@ -167,6 +167,30 @@ func TestRefreshInBatches(t *testing.T) {
 	})
 }
 
+// TestRefreshOldestFirst: where a registry cannot be asked for all within a TTL, no digest grows much older than it takes to ask
+// for all.
+func TestRefreshOldestFirst(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		u := &crowd{}
+		c := New(u, Options{TTL: time.Minute, RefreshWindow: time.Hour, Timeout: 15 * time.Second})
+		defer c.Close()
+		const round = 200 * time.Second // a second for each batch
+		var refs []image.Ref
+		for i := range refreshBatch * int(round/time.Second) {
+			refs = append(refs, image.Ref{Registry: "ghcr.io", Repository: fmt.Sprintf("acme/app-%d", i), Tag: "latest"})
+		}
+		c.Resolve(t.Context(), "", refs)
+		u.slow.Store(true)
+		time.Sleep(time.Minute + round) // those of the first round are all of an age
+		for range 100 {
+			if time.Sleep(10 * time.Second); c.oldestInUse() > round*6/5 {
+				t.Fatalf("the oldest digest is %v old, want little more than %v", c.oldestInUse(), round)
+			}
+		}
+	})
+}
+
 // TestRefreshIsNoUse: the LRU forgets what callers did not ask for, whatever was refreshed since.
 func TestRefreshIsNoUse(t *testing.T) {
 	t.Parallel()
