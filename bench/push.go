@@ -77,7 +77,7 @@ func (b *bench) pushed(ctx context.Context) ([]row, error) {
 func (b *bench) crowded(ctx context.Context) ([]row, error) {
 	apps, each, qps := 1000, 10, 50
 	if b.colds == 1 {
-		apps, qps = 50, 5
+		apps = 50
 	}
 	reg := registrytest.Listen(registrytest.New())
 	defer reg.Close()
