@@ -10,6 +10,8 @@ import (
 
 const header = "# Maintained by digestlock: the digest behind each mutable tag this overlay renders.\n"
 
+const version = "apiVersion: " + apiVersion + "\nkind: " + kind + "\n"
+
 // Format returns the canonical bytes of d: pins sorted by image, one field a line, times in UTC to the millisecond, a
 // trailing newline. Equal documents have equal bytes, and [Parse] of them is d again.
 func (d *Document) Format() []byte {
@@ -17,7 +19,7 @@ func (d *Document) Format() []byte {
 	if d.Source == nil {
 		b.WriteString(header)
 	}
-	b.WriteString("apiVersion: " + apiVersion + "\nkind: " + kind + "\n")
+	b.WriteString(version)
 	if s := d.Source; s != nil {
 		b.WriteString("source:\n")
 		for _, f := range []struct{ key, value string }{

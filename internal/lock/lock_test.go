@@ -1,6 +1,7 @@
 package lock
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -288,7 +289,9 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("apiVersion: digestlock.dev/v1\nkind: DigestLock\npins: [{image: a.io/b:c, digest: " + d1 +
 		", resolvedAt: 2026-12-01T00:00:00Z, hold: {until: 2026-12-01T00:00:00.9+02:00}}]\n"))
 	f.Add([]byte("apiVersion: digestlock.dev/v1\nkind: DigestLock\npins: []\n"))
+	f.Add((&Document{Pins: []Pin{{Image: "a.io/b:c", Digest: d1, ResolvedAt: t0}}}).Format())
 	f.Fuzz(func(t *testing.T, data []byte) {
+		checkWritten(t, data)
 		d, err := Parse(FileName, data)
 		if err != nil {
 			return
@@ -368,5 +371,69 @@ func TestWithinASecond(t *testing.T) {
 	}
 	if _, moved := read.Pins[0].Advance(older, at.Add(300*time.Millisecond)); !moved {
 		t.Error("not moved by a look that is newer")
+	}
+}
+
+// checkWritten: what is read without YAML is what YAML has there, and canonical.
+func checkWritten(t *testing.T, data []byte) bool {
+	t.Helper()
+	d := written(data)
+	if d == nil {
+		return false
+	}
+	want, err := parseYAML(FileName, data)
+	if err != nil {
+		t.Fatalf("parseYAML: %v\n%s", err, data)
+	}
+	if diff := cmp.Diff(want, d); diff != "" {
+		t.Errorf("by YAML (-), without (+):\n%s\n%s", diff, data)
+	}
+	if string(d.Format()) != string(data) {
+		t.Errorf("read without YAML, and not canonical:\n%s", data)
+	}
+	return true
+}
+
+// TestWritten: of what Format writes, all without a hold is read without YAML. One byte more, fewer or other, and what is read
+// is what YAML says, or nothing.
+func TestWritten(t *testing.T) {
+	t.Parallel()
+	d := &Document{Pins: []Pin{
+		{Image: "a.io/b:c", Digest: d1, ResolvedAt: t0},
+		{Image: "ghcr.io/acme/worker:latest", Digest: d2, ResolvedAt: t0.Add(123 * time.Millisecond)},
+		{Image: "localhost:5000/a/b__c-d:V1.2_x", Digest: d3},
+	}}
+	d.Pins[2].ResolvedAt = time.Date(9999, 12, 31, 23, 59, 59, 999e6, time.UTC)
+	data := d.Format()
+	if !checkWritten(t, data) {
+		t.Fatalf("not read without YAML:\n%s", data)
+	}
+	d.Pins[1].Hold = &Hold{Reason: "x"}
+	for name, text := range map[string]string{
+		"hold":   string(d.Format()),
+		"no pin": string((&Document{}).Format()),
+		"flow":   string((&Document{Pins: []Pin{{Image: "[::1]:5000/x:latest", Digest: d1, ResolvedAt: t0}}}).Format()),
+		"entry":  string((&Document{Source: &Source{}, Pins: d.Pins[:1]}).Format()),
+		"year 0": strings.Replace(string(data), "9999-12-31", "0000-12-31", 1),
+		"order":  strings.Replace(string(data), "a.io/b:c", "z.io/b:c", 1),
+		"twice":  strings.Replace(string(data), "a.io/b:c", "ghcr.io/acme/worker:latest", 1),
+		"offset": strings.Replace(string(data), "20:57:00Z", "20:57:00+00:00", 1),
+		"micros": strings.Replace(string(data), "00.123Z", "00.123456Z", 1),
+		"digits": strings.Replace(string(data), "00.123Z", "00.120Z", 1),
+		"name":   strings.Replace(string(data), "a.io/b:c", "b:c", 1),
+	} {
+		if text == string(data) || written([]byte(text)) != nil {
+			t.Errorf("%s: read without YAML:\n%s", name, text)
+		}
+	}
+	for i := range data {
+		for _, c := range []byte("\n \"#a0") {
+			other := slices.Clone(data)
+			other[i] = c
+			checkWritten(t, other)
+			checkWritten(t, slices.Insert(slices.Clone(data), i, c))
+		}
+		checkWritten(t, slices.Delete(slices.Clone(data), i, i+1))
+		checkWritten(t, data[:i])
 	}
 }

@@ -44,6 +44,13 @@ func parse(name string, data []byte) (*Document, error) {
 		return nil, fault.New(fault.LockInvalid, "a lock this large was not written by digestlock: restore it from Git",
 			"%s: %d bytes, more than the %d a lock may have", name, len(data), MaxSize)
 	}
+	if d := written(data); d != nil {
+		return d, nil
+	}
+	return parseYAML(name, data)
+}
+
+func parseYAML(name string, data []byte) (*Document, error) {
 	if line := conflictMarker(data); line > 0 {
 		return nil, fault.New(fault.LockConflict, "resolve the merge: keep either side, the companion brings the digests up to date",
 			"%s:%d: merge conflict marker", name, line)
