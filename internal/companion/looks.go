@@ -196,7 +196,9 @@ func (l *looks) ask(wanted map[look]bool, isUrgent func(image string) bool) (urg
 		}
 	}
 	for b, refs := range batches {
-		slices.SortFunc(refs, func(a, b image.Ref) int { return cmp.Or(strings.Compare(a.Repository, b.Repository), strings.Compare(a.Tag, b.Tag)) })
+		slices.SortFunc(refs, func(a, b image.Ref) int {
+			return cmp.Or(strings.Compare(a.Repository, b.Repository), strings.Compare(a.Tag, b.Tag))
+		})
 		for some := range slices.Chunk(refs, maxAsk) {
 			q := &question{looks: l, project: b.project, refs: some, urgent: b.urgent, answered: make(chan struct{})}
 			for _, ref := range some {
