@@ -21,6 +21,8 @@ const (
 	// 15 s: all that is asked at once is answered in that time.
 	maxAsk       = 100
 	maxQuestions = 4
+	// maxAtOnce is how many questions are under way in all: whoever can write an Application can invent registries.
+	maxAtOnce = 64
 
 	// patience is how long a cycle of Run waits for looks. What comes later is for the next one, so that no number of images
 	// and no registry that does not answer makes anybody's push late.
@@ -43,12 +45,13 @@ type sights struct {
 	changed func() // is called when an answer that no cycle waits for is news
 
 	questions sync.WaitGroup // under way
+	atOnce    chan struct{}  // those that are not urgent
 
 	mu       sync.Mutex               // guards the rest
 	newest   map[look]lock.Pin        // of all replicas' looks; none when the image cannot be resolved
 	asked    map[look]*question       // and not answered
 	wanted   map[look]bool            // since keep
-	turns    map[string]chan struct{} // of questions, by registry
+	turns    map[string]chan struct{} // of questions that are not urgent, by registry
 	problems []error                  // of replicas
 }
 
@@ -78,7 +81,7 @@ func (l *looks) hasten(r *rings) {
 }
 
 func newSights(changed func()) *sights {
-	return &sights{changed: changed, newest: map[look]lock.Pin{}, asked: map[look]*question{}, wanted: map[look]bool{}, turns: map[string]chan struct{}{}}
+	return &sights{changed: changed, atOnce: make(chan struct{}, maxAtOnce), newest: map[look]lock.Pin{}, asked: map[look]*question{}, wanted: map[look]bool{}, turns: map[string]chan struct{}{}}
 }
 
 // keep forgets what nobody has asked for since it was last called, and returns what replicas failed at since.
@@ -87,6 +90,7 @@ func (s *sights) keep() (problems []error) {
 	defer s.mu.Unlock()
 	maps.DeleteFunc(s.newest, func(w look, _ lock.Pin) bool { return !s.wanted[w] })
 	s.wanted = map[look]bool{}
+	maps.DeleteFunc(s.turns, func(_ string, turns chan struct{}) bool { return len(turns) == 0 })
 	problems, s.problems = s.problems, nil
 	return problems
 }
@@ -165,8 +169,8 @@ func (l *looks) ahead(ctx context.Context, targets []*target) {
 	l.at(ctx, wanted)
 }
 
-// ask begins to ask for what this cycle has not asked for, unless somebody else has and it is not urgent. It returns the
-// questions that are not answered.
+// ask begins to ask for what this cycle has not asked for, unless the cycle before has and it is not urgent. It returns the
+// questions that are not answered yet.
 func (l *looks) ask(wanted map[look]bool, isUrgent func(image string) bool) (urgent, others []*question) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -278,10 +282,12 @@ func (q *question) run(turns chan struct{}) {
 	defer close(q.answered)
 	l := q.looks
 	if !q.urgent {
-		select {
-		case turns <- struct{}{}:
-			defer func() { <-turns }()
-		case <-l.life.Done():
+		for _, turns := range []chan struct{}{turns, l.atOnce} {
+			select {
+			case turns <- struct{}{}:
+				defer func() { <-turns }()
+			case <-l.life.Done():
+			}
 		}
 	}
 	began := time.Now()

@@ -2,6 +2,7 @@ package companion
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -91,6 +92,25 @@ func TestLooksTogether(t *testing.T) {
 		wg.Wait()
 		if s.asked.Load() != 16 || s.most.Load() != maxQuestions || time.Since(begin) != 40*time.Second {
 			t.Errorf("asked for %d, %d at once, for %v; want 16, 4 and 40s", s.asked.Load(), s.most.Load(), time.Since(begin))
+		}
+	})
+}
+
+// TestManyRegistries: questions about invented registries have a bound too.
+func TestManyRegistries(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSlow()
+		l := newSights(nil).newLooks(t.Context(), []Replica{s}, slog.New(slog.DiscardHandler))
+		wanted := map[look]bool{}
+		for i := range 100 {
+			wanted[look{"p", fmt.Sprintf("r%d.example.com/a:latest", i)}] = true
+		}
+		if n := len(l.at(t.Context(), wanted)); n != 100 || s.most.Load() != maxAtOnce {
+			t.Errorf("%d looks, %d at once, want 100 and %d", n, s.most.Load(), maxAtOnce)
+		}
+		if l.keep(); len(l.turns) != 0 {
+			t.Errorf("the turns of %d registries are remembered", len(l.turns))
 		}
 	})
 }
