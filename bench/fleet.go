@@ -195,11 +195,8 @@ func (f *fleet) moved(ctx context.Context, before []string) error {
 
 // startCompanion starts a companion and waits until its first cycle has ended.
 func (b *bench) startCompanion(ctx context.Context, args []string) (*process, error) {
-	p := &process{}
+	p := &process{address: registrytest.FreeAddress()}
 	var err error
-	if p.address, err = freePort(); err != nil {
-		return nil, err
-	}
 	if p.client, err = api.NewClient("http://"+p.address, fleetToken); err != nil {
 		return nil, err
 	}

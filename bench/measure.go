@@ -306,10 +306,7 @@ func (b *bench) startResolver(ctx context.Context, registry string, flags ...str
 	if err != nil {
 		return nil, err
 	}
-	p := &process{socket: filepath.Join(dir, "s")}
-	if p.address, err = freePort(); err != nil {
-		return nil, err
-	}
+	p := &process{socket: filepath.Join(dir, "s"), address: registrytest.FreeAddress()}
 	if p.client, err = api.NewClient("unix://"+p.socket, ""); err != nil {
 		return nil, err
 	}

@@ -67,12 +67,12 @@ func startInstallation(t *testing.T) *installation {
 		files[path+"/kustomization.yaml"] = "resources: []\n"
 	}
 	in := newInstallation(t, dir, files)
-	in.startResolver(t, dir, freeAddr(t), "--ttl=1h") // only a flush has it ask again
+	in.startResolver(t, dir, freeAddr(), "--ttl=1h") // only a flush has it ask again
 	in.cluster = startCluster(t)
 	in.fill(t)
 	in.createFollowers(t)
 	for range 2 {
-		in.startCompanion(t, freeAddr(t), hasty...)
+		in.startCompanion(t, freeAddr(), hasty...)
 	}
 	return in
 }

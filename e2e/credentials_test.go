@@ -38,7 +38,7 @@ func startResolverFor(t *testing.T, r *registryServer, flags ...string) *resolve
 	dir := t.TempDir()
 	s := &resolverFor{stack: &stack{registry: r, tokenFile: filepath.Join(dir, "token")}, credentials: filepath.Join(dir, "credentials")}
 	writeFile(t, s.tokenFile, "s3cret\n")
-	s.socket = s.startResolver(t, shortDir(t), freeAddr(t), append(flags, "--credentials-dir", s.credentials)...)
+	s.socket = s.startResolver(t, shortDir(t), freeAddr(), append(flags, "--credentials-dir", s.credentials)...)
 	return s
 }
 

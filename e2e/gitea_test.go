@@ -39,7 +39,7 @@ func startGitea(t *testing.T) *giteaServer {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	g := &giteaServer{addr: freeAddr(t)}
+	g := &giteaServer{addr: freeAddr()}
 	as := giteaOwner(t)
 	buildGitea(t, dir)
 	work, config := filepath.Join(dir, "work"), filepath.Join(dir, "app.ini")

@@ -36,7 +36,7 @@ func startGit(t *testing.T, tree map[string]string) *gitServer {
 	t.Helper()
 	g := newGit(t, "deploy.git", tree)
 	g.backend = httpBackend(t, filepath.Dir(g.bare))
-	g.start(t, "127.0.0.1:0")
+	g.start(t, freeAddr())
 	g.url = g.server.URL + "/deploy.git"
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: g.server.Certificate().Raw})
 	writeFile(t, g.caFile, string(ca))

@@ -40,7 +40,7 @@ type kubeCluster struct {
 // startCluster takes seconds, and minutes when the build cache knows nothing of kube-apiserver.
 func startCluster(t *testing.T) *kubeCluster {
 	t.Helper()
-	c := startAPIServer(t, t.TempDir(), freeAddr(t),
+	c := startAPIServer(t, t.TempDir(), freeAddr(),
 		"--disable-admission-plugins=ServiceAccount", // waits for a controller
 		"--endpoint-reconciler-type=none",
 	)
@@ -156,7 +156,7 @@ func startEtcd(t *testing.T, dir string) string {
 	if err != nil {
 		t.Fatalf("Kubernetes needs etcd: apt-get install etcd-server: %v", err)
 	}
-	addr, peer := freeAddr(t), freeAddr(t)
+	addr, peer := freeAddr(), freeAddr()
 	p := start(t, exec.Command(
 		program, "--data-dir="+filepath.Join(dir, "etcd"), "--unsafe-no-fsync",
 		"--listen-client-urls=http://"+addr, "--advertise-client-urls=http://"+addr,

@@ -65,7 +65,7 @@ func newLiveStack(t *testing.T) *liveStack {
 		installation: newInstallation(t, dir, map[string]string{"README.md": "what runs where\n"}),
 		t:            t,
 		bin:          argoCDBin(t, dir),
-		resolverAddr: freeAddr(t), companionAddr: freeAddr(t), redisAddr: freeAddr(t), serverAddr: freeAddr(t),
+		resolverAddr: freeAddr(), companionAddr: freeAddr(), redisAddr: freeAddr(), serverAddr: freeAddr(),
 	}
 	s.cluster = startCluster(t)
 	s.fill(t)
@@ -134,9 +134,9 @@ func (s *liveStack) describe(t *testing.T) map[string]*part {
 		}
 	}
 	writeFile(t, filepath.Join(certs, "127.0.0.1"), readFile(t, s.git.caFile)) // in a cluster argocd-tls-certs-cm
-	redisAddr, serverAddr, repoAddr := s.redisAddr, s.serverAddr, freeAddr(t)
-	repoMetrics, controllerMetrics, serverMetrics := freeAddr(t), freeAddr(t), freeAddr(t)
-	setMetrics, commitAddr, commitMetrics := freeAddr(t), freeAddr(t), freeAddr(t)
+	redisAddr, serverAddr, repoAddr := s.redisAddr, s.serverAddr, freeAddr()
+	repoMetrics, controllerMetrics, serverMetrics := freeAddr(), freeAddr(), freeAddr()
+	setMetrics, commitAddr, commitMetrics := freeAddr(), freeAddr(), freeAddr()
 
 	parts := map[string]*part{}
 	add := func(name string, ready func(context.Context) error, env []string, args ...string) {
@@ -186,7 +186,7 @@ func (s *liveStack) describe(t *testing.T) map[string]*part {
 		"--address", "127.0.0.1", "--port", port(serverAddr), "--metrics-address", "127.0.0.1", "--metrics-port", port(serverMetrics),
 		"--redis", redisAddr, "--repo-server", repoAddr, "--repo-server-plaintext", "--logformat", "text", "--loglevel", "warn")
 	add(setController, func(ctx context.Context) error { return checkOK(ctx, "http://"+setMetrics+"/metrics") }, env,
-		"--namespace", "argocd", "--metrics-addr", setMetrics, "--probe-addr", freeAddr(t), "--webhook-addr", freeAddr(t),
+		"--namespace", "argocd", "--metrics-addr", setMetrics, "--probe-addr", freeAddr(), "--webhook-addr", freeAddr(),
 		"--argocd-repo-server", repoAddr, "--repo-server-plaintext", "--logformat", "text", "--loglevel", "warn")
 	add(commitServer, func(ctx context.Context) error { return checkOK(ctx, "http://"+commitMetrics+"/healthz?full=true") }, env,
 		"--address", "127.0.0.1", "--port", port(commitAddr), "--metrics-address", "127.0.0.1", "--metrics-port", port(commitMetrics),

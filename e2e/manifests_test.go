@@ -495,7 +495,7 @@ func runAsTold(t *testing.T, c *kubeCluster, installed, cronJob built) {
 	resolver, plugin := installed.container(t, repoServer, "digestlock-resolver"), installed.container(t, repoServer, "digestlock")
 	checkDefaults(t, resolver, plugin)
 
-	resolverAddr := freeAddr(t)
+	resolverAddr := freeAddr()
 	serve := asTold(dir, "digestlock", resolver)
 	serve.Args = append(serve.Args, "--listen="+resolverAddr, "--socket="+dir+"/s", "--state-dir="+dir+"/digestlock-state")
 	p := start(t, serve, showLog(t, filepath.Join(dir, "resolver.log")))
@@ -503,7 +503,7 @@ func runAsTold(t *testing.T, c *kubeCluster, installed, cronJob built) {
 		return checkOK(ctx, probed(t, resolver.LivenessProbe, resolver, resolverAddr))
 	})
 
-	companion, companionAddr := installed.container(t, "digestlock-companion", "companion"), freeAddr(t)
+	companion, companionAddr := installed.container(t, "digestlock-companion", "companion"), freeAddr()
 	loop := asTold(dir, "digestlock-companion", companion)
 	loop.Args = append(loop.Args, "--kubeconfig="+c.kubeconfig, "--listen="+companionAddr, "--resolver=http://"+resolverAddr)
 	p = start(t, loop, showLog(t, filepath.Join(dir, "companion.log")))

@@ -31,7 +31,7 @@ func startOpenSSH(t *testing.T) (base, key, knownHosts string) {
 			t.Fatal(err)
 		}
 	}
-	addr := freeAddr(t)
+	addr := freeAddr()
 	host, port, _ := strings.Cut(addr, ":")
 	writeFile(t, file("config"), fmt.Sprintf(`ListenAddress %s
 Port %s

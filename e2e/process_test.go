@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -123,15 +125,16 @@ func self(t *testing.T, as string, args ...string) *exec.Cmd {
 	return &exec.Cmd{Path: exe, Args: append([]string{as}, args...)}
 }
 
-// freeAddr is a loopback address nobody listens on.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+// freeAddr is a loopback address where nobody listens, for what is started there later, or again. Its port is none that the
+// system gives to connections, or to listeners on port 0, so that nobody takes it meanwhile.
+func freeAddr() string {
+	for {
+		addr := fmt.Sprintf("127.0.0.1:%d", 20_000+rand.N(10_000))
+		if l, err := net.Listen("tcp", addr); err == nil {
+			l.Close()
+			return addr
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // dial reports whether something accepts connections at the address.

@@ -23,7 +23,7 @@ type registryServer struct {
 // startRegistry starts one. config is added to its configuration.
 func startRegistry(t *testing.T, config string) *registryServer {
 	t.Helper()
-	r := &registryServer{addr: freeAddr(t), dir: t.TempDir()}
+	r := &registryServer{addr: freeAddr(), dir: t.TempDir()}
 	writeFile(t, filepath.Join(r.dir, "config.yml"), fmt.Sprintf(`
 version: 0.1
 log: {level: warn}

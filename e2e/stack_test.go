@@ -32,7 +32,7 @@ func newStack(t *testing.T) *stack {
 	git := startGit(t, tree(t, registry.addr))
 	s := &stack{registry: registry, tokenFile: filepath.Join(dir, "token")}
 	writeFile(t, s.tokenFile, "s3cret\n")
-	socket := s.startResolver(t, dir, freeAddr(t))
+	socket := s.startResolver(t, dir, freeAddr())
 	s.argoCD = startArgoCD(t, dir, git, "unix://"+socket)
 	return s
 }

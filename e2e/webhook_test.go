@@ -32,7 +32,7 @@ func startHooked(t *testing.T, registry *registryServer, addr, sender string) *s
 
 // TestDistributionWebhook: a real registry tells of a push, and the resolver has the new digest.
 func TestDistributionWebhook(t *testing.T) {
-	addr := freeAddr(t)
+	addr := freeAddr()
 	registry := startRegistry(t, fmt.Sprintf(`
 notifications:
   endpoints:
@@ -78,7 +78,7 @@ func TestGiteaWebhook(t *testing.T) {
 		t.Skip("builds Gitea")
 	}
 	gitea := startGitea(t)
-	addr := freeAddr(t)
+	addr := freeAddr()
 	s := startHooked(t, &registryServer{addr: gitea.addr}, addr, "gitea")
 	gitea.call(t, http.MethodPost, "/user/hooks", map[string]any{
 		"type": "gitea", "active": true, "events": []string{"package"},

@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -375,12 +374,7 @@ type program struct {
 }
 
 func (w *world) program(name, command string, args ...string) *program {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	p := &program{t: w.t, name: name, address: l.Addr().String(), log: filepath.Join(w.dir, name+".log")}
+	p := &program{t: w.t, name: name, address: registrytest.FreeAddress(), log: filepath.Join(w.dir, name+".log")}
 	p.make = func() *exec.Cmd {
 		cmd := exec.Command(filepath.Join(w.bin, command), append(args, "--listen="+p.address)...) //nolint:gosec // ours
 		cmd.Env = w.environ()

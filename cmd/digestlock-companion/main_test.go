@@ -27,6 +27,7 @@ import (
 	"github.com/digestlock/digestlock/internal/gittest"
 	"github.com/digestlock/digestlock/internal/image"
 	"github.com/digestlock/digestlock/internal/lock"
+	"github.com/digestlock/digestlock/internal/registrytest"
 )
 
 func TestMain(m *testing.M) {
@@ -84,12 +85,7 @@ func setup(t *testing.T, git *gittest.Server, env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = free.Close() }()
-	env.Setenv("LISTEN", free.Addr().String())
+	env.Setenv("LISTEN", registrytest.FreeAddress())
 	env.Setenv("RESOLVER", address)
 	env.Setenv("REPO", s.repo.URL)
 	env.Setenv("DIGEST", s.registry.digest)

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -72,12 +71,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("SERVER", s.Push("acme/server", "latest"))
 	env.Setenv("WORKER", s.Push("acme/worker", "latest"))
 	for _, name := range []string{"LISTEN", "LISTEN2"} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return err
-		}
-		defer func() { _ = l.Close() }() // both first, so that they differ
-		env.Setenv(name, l.Addr().String())
+		env.Setenv(name, registrytest.FreeAddress())
 	}
 	env.Setenv("DOCKER_CONFIG", env.WorkDir)
 	env.Setenv("DIGESTLOCK_INSECURE_REGISTRY", s.Host)

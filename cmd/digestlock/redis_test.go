@@ -37,12 +37,7 @@ func startRedis(t *testing.T) *redisServer {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		t.Skip("no redis-server here: apt-get install redis-server")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &redisServer{t: t, address: l.Addr().String(), dir: t.TempDir()}
-	_ = l.Close()
+	r := &redisServer{t: t, address: registrytest.FreeAddress(), dir: t.TempDir()}
 	c := certificate(t, time.Hour)
 	key, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -17,6 +16,7 @@ import (
 	"github.com/digestlock/digestlock/internal/fault"
 	"github.com/digestlock/digestlock/internal/gitrepo"
 	"github.com/digestlock/digestlock/internal/gittest"
+	"github.com/digestlock/digestlock/internal/registrytest"
 )
 
 func TestReplicaDown(t *testing.T) {
@@ -210,14 +210,7 @@ func arrow(n int) string {
 // TestGitFaults: what is wrong with one repository is said with a way out and without secrets, and the other advances.
 func TestGitFaults(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := "https://" + l.Addr().String() + "/k8s.git"
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	address := "https://" + registrytest.FreeAddress() + "/k8s.git"
 	wrong := base64.StdEncoding.EncodeToString([]byte("robot:wrong horse"))
 	for name, tt := range map[string]struct {
 		prepare    func(t *testing.T, s *gittest.Server, repo *gittest.Repo) companion.Repository
