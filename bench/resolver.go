@@ -22,7 +22,7 @@ import (
 const (
 	many      = 10_000 // references, in as many repositories; the default of --cache-size
 	maxRSS    = 64.0   // MiB
-	perAsk    = 1000   // references in one request, as the companion asks
+	perAsk    = 1000   // references in one request, as a very large render asks
 	refreshed = 1000   // references kept fresh
 	askers    = 4
 )

@@ -8,8 +8,8 @@ import (
 	"github.com/digestlock/digestlock/internal/lock"
 )
 
-// cycle brings all branches up to date, each repository at its own pace. It waits for all looks, or
-// where there are rings for what those want that rang.
+// cycle brings all branches up to date, each repository at its own pace. It waits for all
+// looks; with rings for what was flushed, and for the rest as long as there is patience.
 func (c *Companion) cycle(ctx context.Context, quiet Quiet, r *rings) outcome {
 	replicas, docs, problems := c.collect(ctx)
 	if len(replicas) == 0 {

@@ -124,7 +124,7 @@ func (r *rings) answer(o outcome) {
 const gap = 500 * time.Millisecond
 
 // Wake has Run begin a cycle now, or half a second after the one under way, or the last, has ended. It looks at the images
-// first that were flushed, and waits for no others. It does not wait itself.
+// first that were flushed, and hardly waits for others. It does not wait itself.
 func (c *Companion) Wake(flushed ...image.Target) { c.bell.ring(flushed) }
 
 // Sync has Run begin a cycle as Wake does, and returns what a cycle that began after the call came to: the commits it

@@ -30,7 +30,7 @@ const replicaTimeout = 15 * time.Second
 
 // Loop is what commits. It must be safe for concurrent use.
 type Loop interface {
-	// Wake begins a cycle now, or when the one under way ends, which waits for no other images than those flushed.
+	// Wake begins a cycle now, or when the one under way ends, which looks first at the images that were flushed.
 	Wake(flushed ...image.Target)
 	// Sync does as Wake and waits until a cycle that began after the call has ended. It returns its commits and what could
 	// not be done, or the cause of ctx when that ends first.
