@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/digestlock/digestlock/internal/cli"
@@ -37,12 +38,48 @@ type row struct {
 	Aim    string    `json:"aim,omitempty"`
 }
 
+// measures are what there is, in the order of the table.
+var measures = []struct {
+	name string
+	run  func(*bench, context.Context) ([]row, error)
+}{
+	{"render", (*bench).locked},
+	{"again", (*bench).again},
+	{"cold", (*bench).resolve},
+	{"peers", (*bench).peers},
+	{"resolver", (*bench).remembered},
+	{"refresh", (*bench).refresh},
+	{"full-refresh", (*bench).behind},
+	{"memory", (*bench).memory},
+	{"commit", (*bench).commit},
+	{"flush", (*bench).pushed},
+	{"crowded", (*bench).crowded},
+	{"scale", (*bench).scale},
+	{"start", (*bench).start},
+	{"stages", (*bench).stages},
+	{"sizes", (*bench).sizes},
+}
+
+func names() []string {
+	var all []string
+	for _, m := range measures {
+		all = append(all, m.name)
+	}
+	return all
+}
+
 func run(ctx context.Context, env cli.Env, args []string) (err error) {
 	flags := cli.NewFlags("bench", usage)
 	quick := flags.Bool("quick", false, "few runs: a check of the request counts rather than a measurement")
 	file := flags.String("json", "", "write the result to this file too")
+	only := flags.StringSlice("only", nil, "`measures` to take, of "+strings.Join(names(), ", ")+" (default all)")
 	if _, err := flags.Parse(env, args, 0); err != nil {
 		return err
+	}
+	for _, name := range *only {
+		if !slices.Contains(names(), name) {
+			return cli.Usage("the measures are "+strings.Join(names(), ", "), "--only: no measure %q", name)
+		}
 	}
 	dir, err := os.MkdirTemp("", "digestlock-bench")
 	if err != nil {
@@ -62,8 +99,11 @@ func run(ctx context.Context, env cli.Env, args []string) (err error) {
 		return err
 	}
 	var rows []row
-	for _, measure := range []func(context.Context) ([]row, error){b.locked, b.again, b.resolve, b.peers, b.remembered, b.refresh, b.behind, b.memory, b.commit, b.pushed, b.crowded, b.scale, b.start, b.stages, b.sizes} {
-		more, err := measure(ctx)
+	for _, m := range measures {
+		if len(*only) > 0 && !slices.Contains(*only, m.name) {
+			continue
+		}
+		more, err := m.run(b, ctx)
 		rows = append(rows, more...)
 		if err != nil {
 			return errors.Join(err, b.print(env.Stdout, rows))

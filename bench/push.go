@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -20,30 +21,30 @@ const (
 	maxGitRequests     = 3
 )
 
+// perHost is how many repositories of one host the companion works on at a time.
+const perHost = 8
+
 // pushed times the way from a flush at the companion to the commit on the Git server, for one image that more and more
 // Applications have, each with a lock of its own, in one repository and in ten.
 func (b *bench) pushed(ctx context.Context) ([]row, error) {
-	sizes := []struct{ apps, repos int }{{1, 1}, {100, 1}, {1000, 1}, {10, 10}, {100, 10}, {1000, 10}}
+	sizes := []shape{{apps: 1, repos: 1}, {apps: 100, repos: 1}, {apps: 1000, repos: 1}, {apps: 10, repos: 10}, {apps: 100, repos: 10}, {apps: 1000, repos: 10}}
 	if b.colds == 1 {
 		sizes = sizes[:2]
 	}
 	reg := registrytest.Listen(registrytest.New())
 	defer reg.Close()
 	own := pushMany(reg.Registry, reg.Host, 1000) // no two locks are alike
-	var fleets []*fleet
 	var pushes []*flushes
 	for i, s := range sizes {
 		repo := fmt.Sprintf("acme/server-%d", i)
 		reg.Push(repo, image.DefaultTag)
 		ref := image.Ref{Registry: reg.Host, Repository: repo, Tag: image.DefaultTag}
-		f, err := b.newFleet(ctx, reg, shape{
-			apps: s.apps, repos: s.repos, refs: func(app int) []image.Ref { return []image.Ref{ref, own[app]} }, companion: []string{"--quiet-window=0"},
-		})
+		s.refs, s.companion = func(app int) []image.Ref { return []image.Ref{ref, own[app]} }, []string{"--quiet-window=0"}
+		f, err := b.newFleet(ctx, reg, s)
 		if err != nil {
 			return nil, err
 		}
 		defer f.stop()
-		fleets = append(fleets, f)
 		pushes = append(pushes, &flushes{bench: b, fleet: f, reg: reg, ref: ref})
 	}
 	for round := range b.runs {
@@ -55,19 +56,14 @@ func (b *bench) pushed(ctx context.Context) ([]row, error) {
 	}
 	var rows []row
 	for i, p := range pushes {
-		base := pushes[0]
-		if fleets[i].repos > 1 {
-			base = pushes[slices.IndexFunc(fleets, func(f *fleet) bool { return f.repos > 1 })]
+		of := slices.IndexFunc(sizes, func(s shape) bool { return s.repos == sizes[i].repos }) // whose figures are the base
+		all, alone, err := p.byGit(ctx)
+		if err != nil {
+			return nil, err
 		}
-		rows = append(rows, p.row(base.times))
-		if s := sizes[i]; s.repos == 1 && (i+1 == len(sizes) || sizes[i+1].repos > 1) {
-			git, err := p.byGit(ctx)
-			if err != nil {
-				return nil, err
-			}
-			git.Base = base.times
-			rows = append(rows, git)
-		}
+		p.gitAlone = alone.Millis
+		all.Base, alone.Base = pushes[of].times, pushes[of].gitAlone
+		rows = append(rows, p.row(pushes[of].times), alone, all)
 	}
 	return rows, nil
 }
@@ -113,35 +109,49 @@ func (b *bench) crowded(ctx context.Context) ([]row, error) {
 	return []row{r}, nil
 }
 
-// byGit times what a script would do for the same commit. It ends the fleet's rounds: its locks have another comment.
-func (p *flushes) byGit(ctx context.Context) (row, error) {
-	r := row{Name: fmt.Sprintf("%d locks by git clone --depth 1, commit and push", p.fleet.apps)}
-	for i := range p.colds {
+// byGit times what a script would do for the same commits, and the part of it that is nobody's but Git's: the push, of
+// several repositories at a time. It ends the fleet's rounds: its locks have another comment.
+func (p *flushes) byGit(ctx context.Context) (all, alone row, err error) {
+	locks := fmt.Sprintf("%d locks in %d repositories by git: ", p.fleet.apps, p.fleet.repos)
+	all.Name, alone.Name = locks+"clone --depth 1, commit and push", locks+"the push alone"
+	for round := range p.colds {
 		dir, err := os.MkdirTemp(p.dir, "clone")
 		if err != nil {
-			return r, err
+			return all, alone, err
 		}
 		start := time.Now()
-		if err := p.git(ctx, nil, "clone", "--quiet", "--depth=1", p.fleet.host.url+"/0.git", dir); err != nil {
-			return r, err
-		}
-		for app := range p.fleet.apps {
-			file := filepath.Join(dir, overlayPath(app), lock.FileName)
-			if err := os.WriteFile(file, fmt.Appendf(nil, "# %d %d\n", i, app), 0o600); err != nil {
-				return r, err
-			}
-		}
-		for _, args := range [][]string{{"commit", "--quiet", "--all", "--message=build: update"}, {"push", "--quiet", "origin", "main"}} {
-			if err := p.git(ctx, nil, append([]string{"-C", dir}, args...)...); err != nil {
-				return r, err
-			}
-		}
-		r.Millis = append(r.Millis, millis(time.Since(start)))
-		if err := os.RemoveAll(dir); err != nil {
-			return r, err
+		err = p.each(func(repo int) error { return p.commitByGit(ctx, filepath.Join(dir, fmt.Sprint(repo)), repo, round) })
+		pushing := time.Now()
+		err = errors.Join(err, p.each(func(repo int) error {
+			return p.git(ctx, nil, "-C", filepath.Join(dir, fmt.Sprint(repo)), "push", "--quiet", "origin", "main")
+		}))
+		all.Millis, alone.Millis = append(all.Millis, millis(time.Since(start))), append(alone.Millis, millis(time.Since(pushing)))
+		if err := errors.Join(err, os.RemoveAll(dir)); err != nil {
+			return all, alone, err
 		}
 	}
-	return r, nil
+	return all, alone, nil
+}
+
+// each calls f for the fleet's repositories, as many at a time as the companion works on at one host.
+func (p *flushes) each(f func(repo int) error) error {
+	errs := make([]error, p.fleet.repos)
+	every(perHost, p.fleet.repos, func(repo int) { errs[repo] = f(repo) })
+	return errors.Join(errs...)
+}
+
+// commitByGit clones a repository to dir and commits other locks.
+func (p *flushes) commitByGit(ctx context.Context, dir string, repo, round int) error {
+	if err := p.git(ctx, nil, "clone", "--quiet", "--depth=1", fmt.Sprintf("%s/%d.git", p.fleet.host.url, repo), dir); err != nil {
+		return err
+	}
+	for app := range p.fleet.apps / p.fleet.repos {
+		file := filepath.Join(dir, overlayPath(app), lock.FileName)
+		if err := os.WriteFile(file, fmt.Appendf(nil, "# %d %d\n", round, app), 0o600); err != nil {
+			return err
+		}
+	}
+	return p.git(ctx, nil, "-C", dir, "commit", "--quiet", "--all", "--message=build: update")
 }
 
 // flushes are what was measured of one fleet.
@@ -151,7 +161,7 @@ type flushes struct {
 	reg   *registrytest.Server
 	ref   image.Ref
 
-	times                                 []float64
+	times, gitAlone                       []float64
 	looks, reads, commits, requests, size int
 }
 

@@ -130,12 +130,18 @@ func TestTemporaryFiles(t *testing.T) {
 		t.Errorf("TMPDIR %q", got)
 	}
 	restore()
-	build(t, dir)
+	helm := Options{Helm: Helm{Command: "/usr/local/bin/helm"}}
+	if _, err := Build(t.Context(), dir, helm); err != nil {
+		t.Error(err)
+	}
 	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 || os.Getenv("TMPDIR") != tmp {
 		t.Errorf("left: %v, %v", left, err)
 	}
 	t.Setenv("TMPDIR", filepath.Join(tmp, "nowhere"))
 	build(t, dir)
+	if _, err := Build(t.Context(), dir, helm); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestImageFields(t *testing.T) {

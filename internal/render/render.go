@@ -73,13 +73,15 @@ func buildWithin(ctx context.Context, dir string, o Options, l limits) (*Output,
 	if err != nil {
 		return nil, err
 	}
-	// Where none can be made, on a read-only file system, krusty can leave nothing behind either.
-	tmp, err := os.MkdirTemp("", "digestlock-render-")
-	if err == nil {
-		defer func() { _ = os.RemoveAll(tmp) }()
-	}
 	d := newDisk(jail(dir), l)
 	d.helm = o.Helm.Command != ""
+	tmp := ""
+	if o.Remote != nil || d.helm { // nothing else leaves files, and a directory is one of a small render's 20 ms
+		// Where none can be made, on a read-only file system, helm can leave nothing behind either.
+		if tmp, err = os.MkdirTemp("", "digestlock-render-"); err == nil {
+			defer func() { _ = os.RemoveAll(tmp) }()
+		}
+	}
 	if o.Remote != nil {
 		if err != nil {
 			return nil, fault.New(fault.FileUnreadable, "mount a writable directory for temporary files, where remote bases are allowed", "%w", err)
