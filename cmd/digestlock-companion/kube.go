@@ -34,7 +34,14 @@ func (f *kubeFlags) register(flags *cli.Flags) {
 	flags.BoolVar(&f.on, "kubernetes", false, "write for the Applications of an Argo CD, with its credentials")
 	flags.StringVar(&f.o.Kubeconfig, "kubeconfig", "", "kubeconfig file of its cluster; empty for the cluster that this runs in")
 	flags.StringVar(&f.o.Namespace, "namespace", "argocd", "Argo CD's namespace")
-	flags.StringArrayVar(&f.o.Namespaces, "application-namespaces", nil, "further namespaces with Applications, a name or a glob, as Argo CD's application.namespaces (repeatable)")
+	flags.Func("application-namespaces", "further namespaces with Applications, names or `globs`, as Argo CD's application.namespaces (repeatable, or with commas)", func(v string) error {
+		for ns := range strings.SplitSeq(v, ",") {
+			if ns = strings.TrimSpace(ns); ns != "" {
+				f.o.Namespaces = append(f.o.Namespaces, ns)
+			}
+		}
+		return nil
+	})
 	flags.StringVar(&f.o.PluginName, "plugin-name", "digestlock", "the plugin's name in Applications")
 	flags.BoolVar(&f.o.ReadCredentials, "read-credentials", false, "use secrets of type repository and repo-creds too, where Argo CD has none for writing")
 	flags.StringVar(&f.mode, "default-mode", "follow", "mode of Applications that name none, as DIGESTLOCK_MODE of the plugin's container says")

@@ -3,6 +3,7 @@ package main
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -74,6 +75,20 @@ func TestIdentity(t *testing.T) {
 	} {
 		if address, err := addressIn(identity); err == nil || address != "" || !strings.Contains(err.Error(), want) {
 			t.Errorf("addressIn(%q) = %q, %v, want %s", identity, address, err, want)
+		}
+	}
+}
+
+// TestApplicationNamespaces: one setting holds them as Argo CD's own does, with commas.
+func TestApplicationNamespaces(t *testing.T) {
+	t.Parallel()
+	for given, args := range map[string][]string{"team-a, team-b": nil, "": {"--application-namespaces=team-a", "--application-namespaces=team-b"}} {
+		var kube kubeFlags
+		flags := cli.NewFlags("test", "")
+		kube.register(flags)
+		env := cli.Env{Lookup: func(name string) (string, bool) { return given, name == "DIGESTLOCK_APPLICATION_NAMESPACES" }}
+		if _, err := flags.Parse(env, args, 0); err != nil || !slices.Equal(kube.o.Namespaces, []string{"team-a", "team-b"}) {
+			t.Errorf("%q, %v: %q, %v", given, args, kube.o.Namespaces, err)
 		}
 	}
 }
