@@ -59,6 +59,38 @@ func TestRevertToExpiredHold(t *testing.T) {
 	wantHold(t, f.repo, server, 1, 2, reverted(by))
 }
 
+// TestHoldThatIsOver: a hold put back what the companion had committed, for a while. Then the pin follows again, whoever
+// remembers of that commit.
+func TestHoldThatIsOver(t *testing.T) {
+	t.Parallel()
+	for _, rejected := range []string{"", digest(2)} {
+		for _, restarted := range []bool{false, true} {
+			t.Run(fmt.Sprintf("rejected=%q restarted=%v", rejected, restarted), func(t *testing.T) {
+				t.Parallel()
+				f := start(t, map[string]string{"app/kustomization.yaml": overlay, app: lockText(pin(server, 1))})
+				f.replica.rendered(f.repo.URL, "main", "app", "backend", pin(server, 1))
+				f.replica.sees(pin(server, 2))
+				once(t, f.Companion, 1)
+				held, until := pin(server, 1), time.Now().Add(time.Second)
+				held.Hold = &lock.Hold{Rejected: rejected, Reason: "freeze", Until: until}
+				f.repo.Commit(t, "main", map[string]string{app: lockText(held)})
+				if restarted {
+					f.use(t, "", f.replica)
+				}
+				once(t, f.Companion, 0)
+				time.Sleep(time.Until(until)) // the clock that holds are over by is the real one
+				later := pin(server, 2)
+				later.ResolvedAt = time.Now()
+				f.replica.sees(later)
+				once(t, f.Companion, 1)
+				wantPins(t, f.repo, "main", "app", map[string]int{server: 2})
+				wantHold(t, f.repo, server, 2, 0, "")
+				once(t, f.Companion, 0)
+			})
+		}
+	}
+}
+
 // TestTwoCompanionsOfOneBranch: a commit of another companion, for another path, moves the mark past a revert.
 func TestTwoCompanionsOfOneBranch(t *testing.T) {
 	t.Parallel()

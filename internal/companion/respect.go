@@ -319,7 +319,7 @@ func (h *history) find(hash string) *gitrepo.Commit {
 // cause says which commit since the companion's own moved the pin of p's image to where it is, in words for a hold:
 // "reverted in 3f2c1ab by Jane Doe". It follows first parents, along which a branch's own history runs. It returns "" when
 // nobody took the digest away: when the last to move the pin was the companion itself, which is so where a mark lags behind,
-// or when it had moved the pin from that digest to what people then changed, of which another companion knows more.
+// when that came with a hold which is over by now, or when the companion had moved the pin from that digest to what people then changed, of which another companion knows more.
 func (h *history) cause(ctx context.Context, dir string, p lock.Pin, taken string, before left) (cause string, err error) {
 	if err := h.read(ctx); err != nil {
 		return "", err
@@ -347,6 +347,9 @@ func (h *history) cause(ctx context.Context, dir string, p lock.Pin, taken strin
 				return "", err
 			}
 			if moves++; moves == 1 {
+				if p.Hold.Keeps(taken, c.When) {
+					return "", nil // it was taken back for a while, and that is over
+				}
 				cause = became(c)
 			}
 			if !ok || q.Digest == taken {
