@@ -133,10 +133,12 @@ func (r Render) atTip() bool {
 	return err == nil && tip == r.Source.Revision
 }
 
-// report tells the resolver's ledger about a render that was decided by its lock alone. The render is right without
-// that, so that a resolver that is away or slow is none of its business.
+// report tells the resolver's ledger about a render that was decided by its lock alone, or for some image by a hold, where
+// the resolver has recorded its own answer. The render is right without that, so that a resolver that is away or slow is
+// none of its business.
 func (r Render) report(ctx context.Context, decisions []Decision) {
-	if r.Source == nil || r.DryRun || r.Settings.Mode == Locked || !lockDecides(decisions) {
+	held := slices.ContainsFunc(decisions, func(d Decision) bool { return d.By == ByHold })
+	if r.Source == nil || r.DryRun || r.Settings.Mode == Locked || !lockDecides(decisions) && !held {
 		return // nobody to report to or not to be reported, nothing to do with the resolver, or the resolver was asked and knows
 	}
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
@@ -153,7 +155,7 @@ func byLock(p lock.Pin) Decision {
 	return Decision{Image: p.Image, Digest: p.Digest, By: ByLock, At: p.ResolvedAt, Locked: p.Digest}
 }
 
-// pins are what the lock decided.
+// pins are what was decided.
 func pins(decisions []Decision) []lock.Pin {
 	pins := make([]lock.Pin, len(decisions))
 	for i, d := range decisions {

@@ -52,17 +52,23 @@ func TestLive(t *testing.T) {
 			w := world{t: t, dir: dir}
 			w.write(".git/refs/remotes/origin/main", tt.tip+"\n")
 		}
-		dry := false
-		r := resolverFunc(func(_ context.Context, source *lock.Source, _ []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {
+		dry, recorded := false, "" // what a resolver's ledger says of the render
+		r := resolverFunc(func(_ context.Context, source *lock.Source, pins []lock.Pin, refs []image.Ref) ([]image.Resolution, error) {
 			if (source == nil) != dry {
 				t.Errorf("%s: dry run %v, source %v", tt.name, dry, source)
 			}
 			if tt.name == "resolver down" {
 				return nil, tt.err
 			}
+			for _, p := range pins {
+				recorded = p.Digest
+			}
 			out := make([]image.Resolution, len(refs))
 			for i, ref := range refs {
 				out[i] = image.Resolution{Ref: ref, Digest: moved, Err: tt.err, At: looked}
+				if tt.err == nil {
+					recorded = moved
+				}
 			}
 			return out, nil
 		})
@@ -78,6 +84,9 @@ func TestLive(t *testing.T) {
 			}
 			if d := got.Decisions[0]; d.Digest != tt.want || d.By != tt.by || !strings.Contains(string(got.Manifests), "@"+tt.want) {
 				t.Errorf("%s: decided %+v, want %s by %s", tt.name, d, tt.want, tt.by)
+			}
+			if !dry && recorded != tt.want && tt.name != "resolver down" {
+				t.Errorf("%s: %s was rendered, and %q recorded", tt.name, tt.want, recorded)
 			}
 		}
 	}
