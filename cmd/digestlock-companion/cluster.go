@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
+
 	"github.com/digestlock/digestlock/internal/argocd"
 	"github.com/digestlock/digestlock/internal/companion"
 	"github.com/digestlock/digestlock/internal/fault"
@@ -21,11 +23,15 @@ import (
 const syncTimeout = 30 * time.Second
 
 const (
-	// tellTimeout bounds one word to Argo CD, againTimeout the same where it is busy, after which it polls by itself, and
-	// staleTimeout a refresh and the sync that follows it.
+	// tellTimeout bounds one word to Argo CD, and againTimeout the same where it is busy, after which it polls by itself.
 	tellTimeout  = 10 * time.Second
 	againTimeout = time.Minute
-	staleTimeout = 2 * time.Minute
+	// staleTimeout bounds a refresh and the sync that follows it, which has to wait for one that is under way: nobody syncs
+	// an Application of mode live later. A run with --once waits onceTimeout for it.
+	staleTimeout = 30 * time.Minute
+	onceTimeout  = 2 * time.Minute
+	// staleTries is how often that is tried where the API server fails, in some 4 minutes.
+	staleTries = 10
 )
 
 // argo is the companion's cluster in terms of package argocd.
@@ -35,13 +41,20 @@ type argo struct {
 	silent bool            // asks Argo CD for no refresh and no sync
 	life   context.Context // of what is done in the background, with syncs
 	syncs  sync.WaitGroup
+	once   bool // somebody waits for the end of syncs
 
 	forges *forgeFlags
 	binary gitrepo.Binary
 
-	mu   sync.Mutex                    // guards the rest
-	open map[string]opened             // by URL and project
-	owed map[companion.Application]int // see owe
+	mu   sync.Mutex        // guards the rest
+	open map[string]opened // by URL and project
+	owed map[debt]int      // see owe
+}
+
+// debt is what Argo CD may forget of an Application, and so is told again: a commit, or with stale that a tag has moved.
+type debt struct {
+	app   companion.Application
+	stale bool
 }
 
 type opened struct {
@@ -140,40 +153,47 @@ func (a *argo) Tell(ctx context.Context, app companion.Application) {
 	defer cancel()
 	again, err := a.Refresh(ctx, argocd.Application(app), false)
 	a.told(app, err)
-	if again && a.owe(app) == 1 {
-		a.syncs.Go(func() { a.tellAgain(app) })
+	if again {
+		a.settle(debt{app: app}, againTimeout, func(ctx context.Context) {
+			a.told(app, a.RefreshAgain(ctx, argocd.Application(app), false))
+		})
 	}
 }
 
-// owe counts what Argo CD may forget of an Application.
-func (a *argo) owe(app companion.Application) int {
+// settle calls do in the background, once for all that is owed meanwhile, each time with so much time.
+func (a *argo) settle(d debt, timeout time.Duration, do func(context.Context)) {
+	if a.owe(d) > 1 {
+		return
+	}
+	a.syncs.Go(func() {
+		for owed := 1; owed > 0; owed = a.paid(d, owed) {
+			ctx, cancel := context.WithTimeout(a.life, timeout)
+			do(ctx)
+			cancel()
+		}
+	})
+}
+
+// owe counts a debt.
+func (a *argo) owe(d debt) int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.owed == nil {
-		a.owed = map[companion.Application]int{}
+		a.owed = map[debt]int{}
 	}
-	a.owed[app]++
-	return a.owed[app]
+	a.owed[d]++
+	return a.owed[d]
 }
 
 // paid forgets what is owed, unless that is more than n by now.
-func (a *argo) paid(app companion.Application, n int) (owed int) {
+func (a *argo) paid(d debt, n int) (owed int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if owed = a.owed[app]; owed > n {
+	if owed = a.owed[d]; owed > n {
 		return owed
 	}
-	delete(a.owed, app)
+	delete(a.owed, d)
 	return 0
-}
-
-// tellAgain waits for Argo CD, once for all that comes meanwhile.
-func (a *argo) tellAgain(app companion.Application) {
-	for owed := 1; owed > 0; owed = a.paid(app, owed) {
-		ctx, cancel := context.WithTimeout(a.life, againTimeout)
-		a.told(app, a.RefreshAgain(ctx, argocd.Application(app), false))
-		cancel()
-	}
 }
 
 func (a *argo) told(app companion.Application, err error) {
@@ -182,25 +202,42 @@ func (a *argo) told(app companion.Application, err error) {
 	}
 }
 
-// Stale does not wait: a sync has to wait itself, until Argo CD has rendered anew.
+// Stale does not wait: a sync has to wait itself, until Argo CD has rendered anew and is done with what it does.
 func (a *argo) Stale(_ context.Context, app companion.Application) {
 	if a.silent {
 		return
 	}
-	a.syncs.Go(func() {
-		ctx, cancel := context.WithTimeout(a.life, staleTimeout)
-		defer cancel()
-		again, err := a.Refresh(ctx, argocd.Application(app), true)
-		if again {
-			err = a.RefreshAgain(ctx, argocd.Application(app), true)
-		}
-		if err == nil && app.AutoSync {
-			err = a.Sync(ctx, argocd.Application(app))
-		}
-		if err != nil {
+	timeout := staleTimeout
+	if a.once {
+		timeout = onceTimeout
+	}
+	a.settle(debt{app, true}, timeout, func(ctx context.Context) {
+		if err := insist(ctx, func() error { return a.renew(ctx, app) }); err != nil {
 			a.log.Warn("cannot tell that a tag has moved", "application", app.Name, "error", err)
 		}
 	})
+}
+
+// renew has Argo CD render an Application again, and sync it where it syncs by itself.
+func (a *argo) renew(ctx context.Context, app companion.Application) error {
+	again, err := a.Refresh(ctx, argocd.Application(app), true)
+	if again {
+		err = a.RefreshAgain(ctx, argocd.Application(app), true)
+	}
+	if err == nil && app.AutoSync {
+		err = a.Sync(ctx, argocd.Application(app))
+	}
+	return err
+}
+
+// insist calls f until it does not fail, staleTries times at most and with growing pauses, and returns its last error.
+func insist(ctx context.Context, f func() error) (err error) {
+	_, _ = backoff.Retry(ctx, func() (struct{}, error) {
+		err = f()
+		return struct{}{}, err
+	}, backoff.WithMaxTries(staleTries), backoff.WithMaxElapsedTime(0),
+		backoff.WithBackOff(&backoff.ExponentialBackOff{InitialInterval: time.Second, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: time.Minute}))
+	return err
 }
 
 func (a *argo) Event(ctx context.Context, app companion.Application, warning bool, reason, message string) {

@@ -7,10 +7,11 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -155,12 +156,43 @@ func TestKeep(t *testing.T) {
 // TestOwed: one waits for Argo CD to be done with an Application, and tells again what came meanwhile.
 func TestOwed(t *testing.T) {
 	t.Parallel()
-	var a argo
-	web, api := companion.Application{Name: "web"}, companion.Application{Name: "api"}
-	if n := []int{a.owe(web), a.owe(api), a.owe(web)}; !slices.Equal(n, []int{1, 1, 2}) {
-		t.Errorf("owe() = %v, want one to wait for each", n)
-	}
-	if n := []int{a.paid(web, 1), a.paid(web, 2), a.paid(api, 1)}; !slices.Equal(n, []int{2, 0, 0}) || len(a.owed) != 0 {
-		t.Errorf("paid() = %v, want web to be told once more, and nothing owed; %v", n, a.owed)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		a := argo{life: t.Context()}
+		web, api := debt{app: companion.Application{Name: "web"}}, debt{app: companion.Application{Name: "api"}, stale: true}
+		var mu sync.Mutex
+		told := map[debt]int{}
+		for range 3 {
+			for _, d := range []debt{web, api} {
+				a.settle(d, time.Minute, func(ctx context.Context) {
+					<-ctx.Done()
+					mu.Lock()
+					defer mu.Unlock()
+					told[d]++
+				})
+			}
+		}
+		a.syncs.Wait()
+		if told[web] != 2 || told[api] != 2 || len(a.owed) != 0 {
+			t.Errorf("told %v, want each twice: for the first, and for what came meanwhile; owed %v", told, a.owed)
+		}
+	})
+}
+
+// TestInsist: what fails for a while is done in the end, and what fails for good ends.
+func TestInsist(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for failures, want := range map[int]int{0: 1, 3: 4, 1000: staleTries} {
+			calls := 0
+			err := insist(t.Context(), func() error {
+				if calls++; calls <= failures {
+					return errors.New("connection refused")
+				}
+				return nil
+			})
+			if calls != want || (err == nil) != (failures < want) {
+				t.Errorf("%d failures: %d calls, %v, want %d", failures, calls, err, want)
+			}
+		}
+	})
 }

@@ -70,7 +70,7 @@ func (f *kubeFlags) check(once bool, listen string) error {
 }
 
 // open follows the cluster until stop is called. It returns nil without --kubernetes.
-func (f *kubeFlags) open(ctx context.Context, log *slog.Logger) (a *argo, stop func(), err error) {
+func (f *kubeFlags) open(ctx context.Context, log *slog.Logger, once bool) (a *argo, stop func(), err error) {
 	if !f.on {
 		return nil, func() {}, nil
 	}
@@ -92,7 +92,7 @@ func (f *kubeFlags) open(ctx context.Context, log *slog.Logger) (a *argo, stop f
 		leave()
 		return nil, nil, fault.New(fault.Kubernetes, "apply manifests/companion, and check --namespace and --application-namespaces", "%w", err)
 	}
-	a = &argo{Cluster: cluster, log: log, silent: f.silent, life: ctx}
+	a = &argo{Cluster: cluster, log: log, silent: f.silent, life: ctx, once: once}
 	return a, func() {
 		a.syncs.Wait()
 		leave()

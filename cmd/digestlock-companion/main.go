@@ -128,7 +128,7 @@ func run(ctx context.Context, env cli.Env, args []string) error {
 	if err := commits.apply(&options); err != nil {
 		return err
 	}
-	cluster, stop, err := kube.open(ctx, log)
+	cluster, stop, err := kube.open(ctx, log, *once)
 	if err != nil {
 		return err
 	}

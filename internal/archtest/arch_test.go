@@ -91,7 +91,7 @@ var theirs = map[string][]string{
 	"github.com/creack/pty":                                {},
 	"go.yaml.in/yaml":                                      {"internal/access", "internal/lock", "internal/migrate", "internal/pin", "internal/render"},
 	"github.com/prometheus/client_golang":                  {"cmd/digestlock", "cmd/digestlock-companion", "internal/cache", "internal/companion", "internal/daemon", "internal/door", "internal/fanout", "internal/registry", "internal/shared"},
-	"github.com/cenkalti/backoff":                          {"cmd/digestlock", "internal/companion", "internal/registry", "internal/rest"},
+	"github.com/cenkalti/backoff":                          {"cmd/digestlock", "cmd/digestlock-companion", "internal/companion", "internal/registry", "internal/rest"},
 	"k8s.io/client-go":                                     {"internal/argocd"},
 	"k8s.io/api":                                           {"internal/argocd"},
 	"k8s.io/apimachinery":                                  {"internal/argocd"},
