@@ -176,6 +176,28 @@ func TestDropped(t *testing.T) {
 	once(t, f.Companion, 0)
 }
 
+// TestNotDropped: two sources of one Application at one path, with other parameters, have one entry in the ledger, and each
+// overwrites what the other reported.
+func TestNotDropped(t *testing.T) {
+	t.Parallel()
+	for name, second := range map[string]companion.Application{
+		"the same source twice": {Name: "one", Path: "a"}, "under another spelling": {Name: "one", Path: "./a", TargetRevision: "HEAD"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f, c := inCluster(t, map[string]string{"a/kustomization.yaml": overlay, "a/" + lock.FileName: lockText(pin(server, 1), pin(worker, 1))},
+				companion.Application{Name: "one", Path: "a"}, second)
+			f.replica.rendered(f.repo.URL, "", "a", "one", pin(server, 1))
+			f.replica.at(f.repo.Git(t, "rev-parse", "main"))
+			once(t, f.Companion, 0)
+			wantPins(t, f.repo, "main", "a", map[string]int{server: 1, worker: 1})
+			c.apps = c.apps[:1]
+			once(t, f.Companion, 1)
+			wantPins(t, f.repo, "main", "a", map[string]int{server: 1})
+		})
+	}
+}
+
 // TestLive: the lock of an Application of mode live records what was rendered at the tip, and is not ahead of it; Argo
 // CD is told once that a tag has moved.
 func TestLive(t *testing.T) {

@@ -74,13 +74,16 @@ func (o *observation) has(mode string) bool {
 }
 
 // rendered returns the images that were rendered at commit, and whether that is all of them: each Application of the
-// path has been rendered there. One that takes its digests from the lock alone reports nothing.
+// path has been rendered there. One that takes its digests from the lock alone reports nothing. Of one that has the path
+// in two sources, as with other parameters, only the last report is known: the other source may render more.
 func (o *observation) rendered(commit string) (images map[string]bool, all bool) {
 	images = map[string]bool{}
+	once := map[string]bool{}
 	for _, s := range o.sources {
-		if len(s.renders) == 0 || s.renders[0].Source.Revision != commit {
+		if once[s.Name] || len(s.renders) == 0 || s.renders[0].Source.Revision != commit {
 			return nil, false
 		}
+		once[s.Name] = true
 		for _, p := range s.renders[0].Pins {
 			images[p.Image] = true
 		}
