@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -186,6 +187,39 @@ func TestMergedForeignCommit(t *testing.T) {
 	f.replica.docs = f.replica.docs[:1]
 	once(t, f.restarted(t).Companion, 1)
 	wantHold(t, f.repo, server, 1, 2, reverted(by))
+}
+
+// TestMarkRefused: a server that takes branches and no marks is told of once for each branch, and gets its commits.
+func TestMarkRefused(t *testing.T) {
+	t.Parallel()
+	f := start(t, map[string]string{"app/kustomization.yaml": overlay})
+	f.repo.Git(t, "branch", "dev", "main")
+	f.repo.Hook(t, "update", `case "$1" in refs/digestlock/*) echo "no such refs here" >&2; exit 1;; esac`)
+	f.replica.rendered(f.repo.URL, "main", "app", "backend", pin(server, 1))
+	f.replica.rendered(f.repo.URL, "dev", "app", "backend", pin(server, 1))
+	for n := 1; n < 4; n++ {
+		f.replica.sees(pin(server, n))
+		once(t, f.Companion, 2)
+	}
+	var told []string
+	for line := range strings.Lines(f.log.String()) {
+		if strings.Contains(line, `level=WARN msg="mark refused, the branch was pushed without"`) && strings.Contains(line, "code=git-refused") &&
+			strings.Contains(line, `hint="allow the pusher to write refs/digestlock/*, `) {
+			_, ref, _ := strings.Cut(line, ": refs/digestlock/")
+			ref, _, _ = strings.Cut(ref, ":")
+			told = append(told, ref)
+		}
+	}
+	slices.Sort(told)
+	wantText(t, "told", "dev was rejected main was rejected", strings.Join(told, " "))
+
+	proposed, _ := proposing(t)
+	proposed.repo.Hook(t, "update", `case "$1" in refs/digestlock/*) echo "no such refs here" >&2; exit 1;; esac`)
+	proposed.replica.sees(pin(server, 3))
+	once(t, proposed.Companion, 1)
+	if text := proposed.log.String(); !strings.Contains(text, "cannot mark the push branch") || !strings.Contains(text, "no such refs here") {
+		t.Errorf("no word on the mark of the push branch:\n%s", text)
+	}
 }
 
 // TestMarkConflict: a mark that cannot be set costs no other branch its own.

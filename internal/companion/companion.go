@@ -152,6 +152,7 @@ type branch struct {
 	pause    pause
 	left     map[string]left // how this process left each lock, by path
 	pushed   string          // its last commit; "" when that is not known
+	unmarked bool            // without a mark, once told
 	last     *Commit         // and its commit, of this process
 	at       time.Time       // when
 	proposed proposal

@@ -222,10 +222,11 @@ func (u *updater) request(ctx context.Context, commit, message string, moves []m
 func (u *updater) mark(ctx context.Context, commit string) {
 	head, err := u.target.repository.Remote.Read(ctx, u.target.head)
 	if err == nil && head.Commit() == commit {
-		err = head.Mark(ctx)
+		err = cmp.Or(head.Mark(ctx), u.target.repository.Remote.MarkRefused(u.target.head))
 	}
 	if err != nil {
-		u.c.o.Log.Warn("cannot mark the push branch, a request that is closed comes back after a restart", "branch", u.target.head, "error", err)
+		u.c.o.Log.Warn("cannot mark the push branch, a request that is closed comes back after a restart", "branch", u.target.head, "error", err,
+			"code", fault.CodeOf(err), "hint", fault.Hint(err))
 	}
 }
 

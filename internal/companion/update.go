@@ -157,8 +157,19 @@ func (u *updater) attempt(ctx context.Context, tip *gitrepo.Snapshot) error {
 	}
 	u.locks = after
 	u.committed(hash, change)
+	u.unmarked()
 	u.tell(ctx, hash, moves)
 	return nil
+}
+
+// unmarked says once where a server takes the branch and not its mark.
+func (u *updater) unmarked() {
+	err := u.target.repository.Remote.MarkRefused(u.target.branch)
+	if err != nil && !u.branch.unmarked {
+		u.c.o.Log.Warn("mark refused, the branch was pushed without", "repository", u.target.repository.URL, "branch", u.target.branch,
+			"error", err, "code", fault.CodeOf(err), "hint", fault.Hint(err))
+	}
+	u.branch.unmarked = err != nil
 }
 
 // committed notes what was pushed.

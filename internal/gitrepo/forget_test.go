@@ -34,8 +34,8 @@ func TestForget(t *testing.T) {
 				t.Error("main is forgotten")
 			}
 		}
-		if len(r.last) != 1 || r.MarkRefused() != nil || cached("preview") {
-			t.Errorf("%d branches are remembered, and that marks are refused: %v", len(r.last), r.MarkRefused())
+		if len(r.last) != 1 || r.MarkRefused("preview") != nil || cached("preview") {
+			t.Errorf("%d branches are remembered, and that marks are refused: %v", len(r.last), r.MarkRefused("preview"))
 		}
 	})
 }

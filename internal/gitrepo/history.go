@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/bits"
 	"slices"
 	"strings"
@@ -38,21 +37,12 @@ func markName(branch plumbing.ReferenceName) plumbing.ReferenceName {
 	return plumbing.ReferenceName(marks + branch.Short())
 }
 
-// MarkRefused returns why the server took a branch but not its mark, and nil as long as it did not. The marks of such
-// branches are not tried again after that.
-func (r *Remote) MarkRefused() error {
+// MarkRefused returns why the server took the branch, a short name, but not its mark, and nil as long as it did not. The
+// mark of such a branch is not tried again after that.
+func (r *Remote) MarkRefused(branch string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, branch := range slices.Sorted(maps.Keys(r.refused)) {
-		return r.refused[branch]
-	}
-	return nil
-}
-
-func (r *Remote) refusesMark(branch plumbing.ReferenceName) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.refused[branch] != nil
+	return r.refused[plumbing.NewBranchReferenceName(branch)]
 }
 
 func (r *Remote) refuseMark(branch plumbing.ReferenceName, why *refusal) {
@@ -71,7 +61,7 @@ func (s *Snapshot) MarkIsHere() bool { return s.mark == s.commit }
 // Mark moves the branch's mark to s, wherever the branch is by now. A server that refuses it is no error, see
 // [Remote.MarkRefused].
 func (s *Snapshot) Mark(ctx context.Context) error {
-	if s.remote.refusesMark(s.branch) {
+	if s.remote.MarkRefused(s.Branch()) != nil {
 		return nil
 	}
 	ctx, cancel := deadline(ctx)

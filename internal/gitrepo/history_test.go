@@ -97,7 +97,7 @@ func TestMark(t *testing.T) {
 				t.Errorf("%s: Files at the tip = %q", name, got)
 			}
 		}
-		if err := r.MarkRefused(); err != nil {
+		if err := r.MarkRefused("main"); err != nil {
 			t.Error(err)
 		}
 		push(t, read(t, r, ""), marking("a: 4\n"))
@@ -199,7 +199,7 @@ func testMarkRefused(t *testing.T, https starter) {
 				if got := repo.Git(t, "for-each-ref", "--format=%(refname) %(objectname)"); got != "refs/heads/main "+commit {
 					t.Errorf("refs = %q, want main at %s alone", got, commit)
 				}
-				check(t, "MarkRefused", r.MarkRefused(), mark+" was rejected: "+tt.why, "allow the pusher to write refs/digestlock/*")
+				check(t, "MarkRefused", r.MarkRefused("main"), mark+" was rejected: "+tt.why, "allow the pusher to write refs/digestlock/*")
 
 				s := read(t, r, "")
 				before := server.Requests()
@@ -255,7 +255,7 @@ func testMarkStaysWithBranch(t *testing.T, https starter) {
 			if got := repo.Git(t, "rev-parse", mark); got != first {
 				t.Errorf("the mark is at %s, want %s", got, first)
 			}
-			if err := r.MarkRefused(); err != nil {
+			if err := r.MarkRefused("main"); err != nil {
 				t.Error(err)
 			}
 		})
@@ -327,7 +327,7 @@ func testMarkMovedMeanwhile(t *testing.T, https starter) {
 			if got := repo.Git(t, "rev-parse", "main", mark); got != commit+"\n"+other {
 				t.Errorf("main and mark = %q", got)
 			}
-			if err := r.MarkRefused(); err != nil {
+			if err := r.MarkRefused("main"); err != nil {
 				t.Error(err)
 			}
 			repo.Hook(t, "pre-receive", "")
@@ -377,7 +377,7 @@ func testMarkAnswerLost(t *testing.T, https starter) {
 	if got := server.Requests() - before; got != want {
 		t.Errorf("%d requests, want %d", got, want)
 	}
-	if err := r.MarkRefused(); err != nil {
+	if err := r.MarkRefused("main"); err != nil {
 		t.Error(err)
 	}
 }

@@ -108,8 +108,8 @@ func TestMarkAlone(t *testing.T) {
 			repo.Commit(t, "main", map[string]string{"README.md": t.Name()})
 		}
 		repo.Hook(t, "update", refusesMark)
-		if err := read(t, r, "main").Mark(t.Context()); err != nil || r.MarkRefused() == nil {
-			t.Errorf("refused: %v, and remembered as %v", err, r.MarkRefused())
+		if err := read(t, r, "main").Mark(t.Context()); err != nil || r.MarkRefused("main") == nil {
+			t.Errorf("refused: %v, and remembered as %v", err, r.MarkRefused("main"))
 		}
 	})
 	server := gittest.HTTPS(t)

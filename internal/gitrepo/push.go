@@ -318,7 +318,7 @@ type move struct {
 // push sends the objects and asks for the move. What came of it is decided by where the branch is afterwards, never by
 // what an error says.
 func (s *Snapshot) push(ctx context.Context, m move, objects *memory.Storage) error {
-	m.mark = m.mark && !s.remote.refusesMark(m.branch)
+	m.mark = m.mark && s.remote.MarkRefused(m.branch.Short()) == nil
 	err := s.send(ctx, m, objects)
 	if err == nil || ctx.Err() != nil || errors.Is(err, ErrMoved) {
 		return err

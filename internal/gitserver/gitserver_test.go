@@ -236,8 +236,8 @@ func TestMark(t *testing.T) {
 	c := change("new")
 	c.Mark = true
 	commit, err := s.Push(t.Context(), c)
-	if err != nil || r.MarkRefused() != nil {
-		t.Fatal(err, r.MarkRefused())
+	if err != nil || r.MarkRefused("main") != nil {
+		t.Fatal(err, r.MarkRefused("main"))
 	}
 	if got := f.git(t, f.dir, "rev-parse", "main", "refs/digestlock/main"); got != commit+"\n"+commit {
 		t.Errorf("main and mark = %q, want %s", got, commit)
