@@ -155,6 +155,10 @@ func (u *updater) attempt(ctx context.Context, tip *gitrepo.Snapshot) error {
 	for dir, doc := range after {
 		u.branch.left[dir] = left{hash, tip.Commit(), doc}
 	}
+	maps.DeleteFunc(u.branch.left, func(dir string, _ left) bool { // paths come and go, as those of previews do
+		_, here := after[dir]
+		return !here && gone(u.target.rendered(tip), dir)
+	})
 	u.locks = after
 	u.committed(hash, change)
 	u.unmarked()
