@@ -111,6 +111,7 @@ type Companion struct {
 	bell    *bell
 	board   board
 	sights  *sights
+	refused refusals
 
 	mu       sync.Mutex         // guards branches
 	branches map[string]*branch // by repository and branch; what is remembered from cycle to cycle

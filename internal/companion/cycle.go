@@ -58,6 +58,7 @@ func (c *Companion) cycle(ctx context.Context, quiet Quiet, r *rings) outcome {
 	}
 	c.complain(ctx, trouble)
 	c.forget()
+	c.refused.ended()
 	return outcome{commits, problems}
 }
 

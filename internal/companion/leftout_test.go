@@ -1,6 +1,7 @@
 package companion_test
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 
@@ -35,4 +36,41 @@ func TestLeftOut(t *testing.T) {
 	want("3", "2")
 	c.left, c.apps = 0, c.apps[:1]
 	want("0", "0")
+}
+
+// TestRefusedOnce: what is refused is logged and counted once while it stays, and again when it comes back.
+func TestRefusedOnce(t *testing.T) {
+	t.Parallel()
+	f, c := inCluster(t, map[string]string{"a/kustomization.yaml": overlay}, companion.Application{Name: "one", Path: "a"})
+	metrics := prometheus.NewRegistry()
+	f.Companion = companion.New(options(f.log, func(o *companion.Options) {
+		o.Replicas, o.Cluster, o.Registerer = replicas(f.replica), c, metrics
+		o.Repositories = []companion.Repository{{Remote: open(t, f.repo.URL, f.server.Auth), URL: f.repo.URL, Branch: "main"}}
+	}))
+	f.repo.Git(t, "branch", "dev", "main")
+	c.apps = append(c.apps, companion.Application{Name: "dev", Path: "a", TargetRevision: "dev", Project: "default", Repository: f.repo.URL})
+	want := func(lines int) {
+		t.Helper()
+		for range 3 {
+			once(t, f.Companion, 0)
+		}
+		if got := strings.Count(f.log.String(), "render refused"); got != lines {
+			t.Errorf("%d lines, want %d:\n%s", got, lines, f.log)
+		}
+		const name = "digestlock_companion_refused_total"
+		if err := testutil.GatherAndCompare(metrics, strings.NewReader("# HELP "+name+
+			" Sources refused, each once while it stays so: no Application has them, or the companion does not write to their repository or branch.\n# TYPE "+
+			name+" counter\n"+name+" "+strconv.Itoa(lines)+"\n"), name); err != nil {
+			t.Error(err)
+		}
+	}
+	want(1) // dev
+	f.replica.rendered(f.repo.URL, "", "preview", "gone", pin(server, 1))
+	want(2)
+	f.replica.docs = nil
+	want(2)
+	f.replica.rendered(f.repo.URL, "", "preview", "gone", pin(server, 1))
+	want(3)
+	f.repo.Git(t, "symbolic-ref", "HEAD", "refs/heads/dev")
+	want(4) // the branch of one
 }

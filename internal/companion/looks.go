@@ -51,6 +51,7 @@ type sights struct {
 	newest   map[look]lock.Pin        // of all replicas' looks; none when the image cannot be resolved
 	asked    map[look]*question       // and not answered
 	wanted   map[look]bool            // since keep
+	missing  map[look]bool            // of those wanted, that cannot be resolved, once told
 	turns    map[string]chan struct{} // of questions that are not urgent, by registry
 	problems []error                  // of replicas
 }
@@ -81,7 +82,7 @@ func (l *looks) hasten(r *rings) {
 }
 
 func newSights(changed func()) *sights {
-	return &sights{changed: changed, atOnce: make(chan struct{}, maxAtOnce), newest: map[look]lock.Pin{}, asked: map[look]*question{}, wanted: map[look]bool{}, turns: map[string]chan struct{}{}}
+	return &sights{changed: changed, atOnce: make(chan struct{}, maxAtOnce), newest: map[look]lock.Pin{}, asked: map[look]*question{}, wanted: map[look]bool{}, missing: map[look]bool{}, turns: map[string]chan struct{}{}}
 }
 
 // keep forgets what nobody has asked for since it was last called, and returns what replicas failed at since.
@@ -89,6 +90,7 @@ func (s *sights) keep() (problems []error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	maps.DeleteFunc(s.newest, func(w look, _ lock.Pin) bool { return !s.wanted[w] })
+	maps.DeleteFunc(s.missing, func(w look, _ bool) bool { return !s.wanted[w] })
 	s.wanted = map[look]bool{}
 	maps.DeleteFunc(s.turns, func(_ string, turns chan struct{}) bool { return len(turns) == 0 })
 	problems, s.problems = s.problems, nil
@@ -351,6 +353,7 @@ func (q *question) keep(results [][]image.Resolution, began time.Time) (news boo
 				refused = fmt.Errorf("the resolver's clock is ahead: it asked the registry at %v", res.At.UTC())
 			default:
 				seen = true
+				delete(l.missing, w)
 				if old := l.newest[w]; res.At.After(old.ResolvedAt) {
 					news = news || res.Digest != old.Digest
 					l.newest[w] = lock.Pin{Image: w.image, Digest: res.Digest, ResolvedAt: res.At}
@@ -359,6 +362,10 @@ func (q *question) keep(results [][]image.Resolution, began time.Time) (news boo
 		}
 		if refused != nil && !seen && !l.newest[w].ResolvedAt.After(began) {
 			delete(l.newest, w)
+			if l.missing[w] {
+				continue
+			}
+			l.missing[w] = true
 			l.log.Warn("image not resolved, its pin stays", "image", w.image, "error", refused, "project", w.project)
 		}
 	}

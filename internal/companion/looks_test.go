@@ -1,6 +1,7 @@
 package companion
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -173,6 +174,44 @@ func TestSights(t *testing.T) {
 		if p := l.stands([]string{"p"}, tardy); p.Digest != "" || len(s.newest) != 1 {
 			t.Errorf("%v is known of what nobody wants, %d in all", p, len(s.newest))
 		}
+	})
+}
+
+// TestMissing: an image that cannot be resolved is told of once while that stays so and it is wanted.
+func TestMissing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var buf bytes.Buffer
+		s := newSights(nil)
+		r := &scripted{digest: map[string]string{}, at: map[string]time.Time{}}
+		cycle := func(images ...string) {
+			l := s.newLooks(t.Context(), []Replica{r}, slog.New(slog.NewTextHandler(&buf, nil)))
+			wanted := map[look]bool{}
+			for _, i := range images {
+				wanted[look{"p", i}] = true
+			}
+			l.at(t.Context(), wanted)
+			s.keep()
+			time.Sleep(time.Minute)
+		}
+		want := func(what string, n int) {
+			t.Helper()
+			if got := strings.Count(buf.String(), "image not resolved, its pin stays"); got != n {
+				t.Errorf("%s: %d lines, want %d:\n%s", what, got, n, &buf)
+			}
+		}
+		for range 3 {
+			cycle(prompted, tardy)
+		}
+		want("two images in three cycles", 2)
+		r.says(prompted, "a1", time.Time{})
+		cycle(prompted, tardy)
+		r.says(prompted, "", time.Time{})
+		cycle(prompted, tardy)
+		want("one was there meanwhile", 3)
+		cycle(prompted)
+		cycle(prompted, tardy)
+		want("the other was not wanted meanwhile", 4)
 	})
 }
 

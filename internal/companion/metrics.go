@@ -36,7 +36,7 @@ func newMetrics(r prometheus.Registerer) metrics {
 		}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "digestlock_companion_refused_total",
-			Help: "Sources refused, one a cycle each: no Application has them, or the companion does not write to their repository or branch.",
+			Help: "Sources refused, each once while it stays so: no Application has them, or the companion does not write to their repository or branch.",
 		}),
 		pins: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "digestlock_companion_pins",

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/digestlock/digestlock/internal/fault"
 )
@@ -48,3 +49,39 @@ func (p problems) Error() string {
 }
 
 func (p problems) Unwrap() []error { return p }
+
+// refusals are the places for which renders are refused, as of the last cycle and the one under way. The zero value knows of
+// none. It is safe for concurrent use.
+type refusals struct {
+	mu        sync.Mutex
+	last, now map[string]bool
+}
+
+// fresh notes a place, and reports whether it is new.
+func (r *refusals) fresh(place string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.now == nil {
+		r.now = map[string]bool{}
+	}
+	known := r.last[place] || r.now[place]
+	r.now[place] = true
+	return !known
+}
+
+// ended ends a cycle, and forgets what it has not noted.
+func (r *refusals) ended() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last, r.now = r.now, nil
+}
+
+// refuse logs that renders of a place are refused, and counts its sources, once while that stays so: a resolver remembers
+// for days what is no more.
+func (c *Companion) refuse(sources int, why string, place ...any) {
+	if !c.refused.fresh(fmt.Sprintf("%s %q", why, place)) {
+		return
+	}
+	c.o.Log.Warn(why, place...)
+	c.metrics.refused.Add(float64(sources))
+}
