@@ -52,7 +52,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	window := flags.Duration("refresh-window", 2*time.Minute, "ask the registry shortly before --ttl ends for what was used within this time, so that nobody waits for it; 0 is never")
 	size := flags.Int("cache-size", 10_000, "references to remember")
 	renders := flags.Int("render-cache", 32, "MiB of renders to remember, so that an overlay which has not changed since is not built again; 0 is none")
-	timeout := flags.Duration("lookup-timeout", 10*time.Second, "give a registry this long for one reference")
+	timeout := flags.Duration("lookup-timeout", 10*time.Second, "give a registry this long for one reference; 15s at most, because companions wait 25s for an answer, and it may take 10s longer")
 	registries := registryFlags(flags)
 	redis := redisFlags(flags)
 	var where credentials.Options

@@ -22,8 +22,9 @@ import (
 
 const (
 	// askTimeout bounds one question to one resolver, so that a silent one costs no other its turn. A resolver answers
-	// from its cache, or within the time that it gives a registry.
-	askTimeout = 20 * time.Second
+	// from its cache, or within its --lookup-timeout, 10 s by default, and 5 s, or with Redis 10 s. The help of that flag
+	// names what is given here.
+	askTimeout = 25 * time.Second
 	// readTimeout bounds reading the tip of one branch, updateTimeout all that follows, with every attempt to push.
 	readTimeout   = 30 * time.Second
 	updateTimeout = time.Minute

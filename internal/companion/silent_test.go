@@ -75,7 +75,7 @@ func TestSilentReplica(t *testing.T) {
 		if len(alive) != 1 || len(docs) != 1 || len(problems) != 2 || time.Since(begin) != askTimeout {
 			t.Errorf("collect = %v, %v, %v after %v, want the prompt one's after %v", alive, docs, problems, time.Since(begin), askTimeout)
 		}
-		if want := "no answer within 20s"; fmt.Sprint(problems[0]) != want {
+		if want := "no answer within 25s"; fmt.Sprint(problems[0]) != want {
 			t.Errorf("problem %v, want %s", problems[0], want)
 		}
 

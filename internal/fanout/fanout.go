@@ -24,8 +24,9 @@ import (
 	"github.com/digestlock/digestlock/internal/image"
 )
 
-// replicaTimeout bounds one replica's answer. It asks registries within a flush, and gives each 10 s by default; whoever
-// flushes waits for it and for the loop.
+// replicaTimeout bounds one replica's answer. It asks registries within a flush, and gives each 10 s by default. With a queue
+// or Redis it may take 10 s more. It is reported then, and has forgotten what was flushed all the same: to wait longer would
+// leave the loop less than its 10 s of the 30 s that "digestlock flush" has, and whom it serves no report at all.
 const replicaTimeout = 15 * time.Second
 
 // Loop is what commits. It must be safe for concurrent use.
