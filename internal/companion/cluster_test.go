@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -174,6 +175,30 @@ func TestDropped(t *testing.T) {
 	}
 	c.wantTold(t, "DigestDropped one false "+worker, "DigestDropped two false "+worker, "tell one", "tell two")
 	once(t, f.Companion, 0)
+}
+
+// TestClockAhead: a resolver whose clock is an hour ahead does not hide what another rendered since, at the tip.
+func TestClockAhead(t *testing.T) {
+	t.Parallel()
+	f, c := inCluster(t, map[string]string{"a/kustomization.yaml": overlay, "a/" + lock.FileName: lockText(pin(server, 1), pin(worker, 1))},
+		companion.Application{Name: "one", Path: "a"})
+	ahead := &replica{name: "ahead"}
+	ahead.rendered(f.repo.URL, "", "a", "one", pin(server, 1), pin(worker, 1))
+	ahead.docs[0].Source.RenderedAt = time.Now().Add(time.Hour)
+	f.replica.rendered(f.repo.URL, "", "a", "one", pin(server, 1), pin(nginx, 1))
+	f.replica.docs[0].Source.RenderedAt = time.Now()
+	f.replica.at(f.repo.Git(t, "rev-parse", "main"))
+	for _, withCluster := range []bool{false, true} {
+		want := map[string]int{server: 1, worker: 1, nginx: 1}
+		f.use(t, "", ahead, f.replica)
+		if withCluster {
+			f.replica.at(f.repo.Git(t, "rev-parse", "main"))
+			delete(want, worker)
+			f.Companion = companion.New(options(f.log, func(o *companion.Options) { o.Replicas, o.Cluster = replicas(ahead, f.replica), c }))
+		}
+		once(t, f.Companion, 1)
+		wantPins(t, f.repo, "main", "a", want)
+	}
 }
 
 // TestNotDropped: two sources of one Application at one path, with other parameters, have one entry in the ledger, and each

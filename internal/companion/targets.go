@@ -53,7 +53,7 @@ type observation struct {
 // source is one source of an Application, and what the ledgers say of it.
 type source struct {
 	Application
-	renders []lock.Document // its own, the last; none when no resolver knows of one
+	renders []lock.Document // its own, the newest first, and of a target's sources the last; none when no resolver knows of one
 }
 
 // projects returns whose credentials may look at the images of the path: those of Applications that do not leave the
@@ -188,16 +188,9 @@ func (c *Companion) gone(r Repository, branch string) {
 // sources returns what has a lock to be kept. Where the Applications are known, renders of others are refused: whoever
 // can write an Application, or reach the resolver's socket, names any repository and path in one.
 func (c *Companion) sources(docs []lock.Document) ([]source, error) {
-	docs = newest(docs)
+	docs = newestFirst(docs)
 	if c.o.Cluster == nil {
-		var all []source
-		for _, d := range docs {
-			all = append(all, source{Application: Application{
-				Name: d.Source.Application, Project: d.Source.Project, Repository: d.Source.Repository,
-				TargetRevision: d.Source.TargetRevision, Path: d.Source.Path, Mode: cmp.Or(d.Source.Mode, follow),
-			}, renders: []lock.Document{d}})
-		}
-		return all, nil
+		return named(docs), nil
 	}
 	apps, err := c.o.Cluster.Applications()
 	if err != nil {
@@ -220,17 +213,34 @@ func (c *Companion) sources(docs []lock.Document) ([]source, error) {
 		}
 		for _, i := range found {
 			if all[i].Name == s.Application {
-				if r := all[i].renders; len(r) > 0 && !s.RenderedAt.After(r[0].Source.RenderedAt) {
-					continue // the same source under another spelling
-				}
-				if apps[i].Mode == "" {
+				if apps[i].Mode == "" && len(all[i].renders) == 0 {
 					all[i].Mode = cmp.Or(s.Mode, all[i].Mode)
 				}
-				all[i].renders = []lock.Document{d}
+				all[i].renders = append(all[i].renders, d)
 			}
 		}
 	}
 	return unlocked(all), nil
+}
+
+// named returns the sources that renders name, sorted.
+func named(docs []lock.Document) []source {
+	found := map[[5]string]source{}
+	for _, d := range docs {
+		s, ok := found[keyOf(d)]
+		if !ok {
+			s.Application = Application{
+				Name: d.Source.Application, Project: d.Source.Project, Repository: d.Source.Repository,
+				TargetRevision: d.Source.TargetRevision, Path: d.Source.Path, Mode: cmp.Or(d.Source.Mode, follow),
+			}
+		}
+		s.renders = append(s.renders, d)
+		found[keyOf(d)] = s
+	}
+	return slices.SortedFunc(maps.Values(found), func(a, b source) int {
+		x, y := keyOf(a.renders[0]), keyOf(b.renders[0])
+		return slices.Compare(x[:], y[:])
+	})
 }
 
 // unlocked leaves out the sources of mode locked, to which there is nothing to write, but for those whose path others
@@ -324,6 +334,7 @@ func (c *Companion) repositories(ctx context.Context, s source) ([]Repository, e
 
 func (t *target) add(sources []source) {
 	for _, s := range sources {
+		s.renders = last(s.renders, t.tip.Commit())
 		dir := path.Clean(s.Path) // Argo CD takes "./a", "a/" and "" for the root
 		o := t.paths[dir]
 		if o == nil {
@@ -337,22 +348,18 @@ func (t *target) add(sources []source) {
 	}
 }
 
-// newest keeps the last render of each source: replicas remember each their own.
-func newest(docs []lock.Document) []lock.Document {
-	last := map[[5]string]lock.Document{}
-	for _, d := range docs {
-		if d.Source == nil {
-			continue
-		}
-		key := keyOf(d)
-		if seen, ok := last[key]; !ok || d.Source.RenderedAt.After(seen.Source.RenderedAt) {
-			last[key] = d
-		}
-	}
-	return slices.SortedFunc(maps.Values(last), func(a, b lock.Document) int {
-		x, y := keyOf(a), keyOf(b)
-		return slices.Compare(x[:], y[:])
-	})
+// newestFirst returns the renders that have a source: replicas remember each their own.
+func newestFirst(docs []lock.Document) []lock.Document {
+	docs = slices.DeleteFunc(slices.Clone(docs), func(d lock.Document) bool { return d.Source == nil })
+	slices.SortStableFunc(docs, func(a, b lock.Document) int { return b.Source.RenderedAt.Compare(a.Source.RenderedAt) })
+	return docs
+}
+
+// last returns the render that counts: the newest of the tip, or else of any commit. Replicas' clocks differ, and the tip is
+// the same for all.
+func last(renders []lock.Document, tip string) []lock.Document {
+	i := max(0, slices.IndexFunc(renders, func(d lock.Document) bool { return d.Source.Revision == tip }))
+	return renders[i:min(i+1, len(renders))]
 }
 
 func keyOf(d lock.Document) [5]string {
