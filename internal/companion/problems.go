@@ -76,12 +76,12 @@ func (r *refusals) ended() {
 	r.last, r.now = r.now, nil
 }
 
-// refuse logs that renders of a place are refused, and counts its sources, once while that stays so: a resolver remembers
-// for days what is no more.
-func (c *Companion) refuse(sources int, why string, place ...any) {
-	if !c.refused.fresh(fmt.Sprintf("%s %q", why, place)) {
-		return
+// refuse notes that renders of a place are refused. It counts its sources, and reports whether to say so, once while that
+// stays so: a resolver remembers for days what is no more.
+func (c *Companion) refuse(sources int, place ...string) bool {
+	fresh := c.refused.fresh(fmt.Sprintf("%q", place))
+	if fresh {
+		c.metrics.refused.Add(float64(sources))
 	}
-	c.o.Log.Warn(why, place...)
-	c.metrics.refused.Add(float64(sources))
+	return fresh
 }

@@ -138,8 +138,9 @@ func (c *Companion) targets(ctx context.Context, server slots, all []*followed, 
 		name := tips[i].Branch()
 		r := slices.IndexFunc(f.repositories, func(r Repository) bool { return r.Branch == "" || r.Branch == name })
 		if r < 0 {
-			c.refuse(len(f.sources), "render refused: not a branch this companion writes to",
-				"repository", f.repositories[0].URL, "revision", f.revision, "branch", name)
+			if c.refuse(len(f.sources), f.repositories[0].URL, f.revision, name) {
+				log.Warn("render refused: not a branch this companion writes to", "branch", name)
+			}
 			continue
 		}
 		t := &target{repository: f.repositories[r], branch: name, tip: tips[i], paths: map[string]*observation{}}
@@ -207,8 +208,8 @@ func (c *Companion) sources(docs []lock.Document) ([]source, error) {
 	for _, d := range docs {
 		s := d.Source
 		found, ok := at[place{normalise(s.Repository), revision(s.TargetRevision), path.Clean(s.Path), s.Project}]
-		if !ok {
-			c.refuse(1, "render refused: no Application that uses the plugin has this repository, revision, path and project",
+		if !ok && c.refuse(1, s.Repository, s.TargetRevision, s.Path, s.Project) {
+			c.o.Log.Warn("render refused: no Application that uses the plugin has this repository, revision, path and project",
 				"repository", withoutUser(s.Repository), "revision", s.TargetRevision, "path", s.Path, "project", s.Project)
 		}
 		for _, i := range found {
@@ -321,8 +322,10 @@ func (c *Companion) repositories(ctx context.Context, s source) ([]Repository, e
 		return out, nil
 	}
 	if c.o.Cluster == nil || listed {
-		c.refuse(1, "render refused: not a repository and branch this companion writes to",
-			"repository", withoutUser(s.Repository), "revision", revision, "project", s.Project)
+		if c.refuse(1, s.Repository, revision, s.Project) {
+			c.o.Log.Warn("render refused: not a repository and branch this companion writes to",
+				"repository", withoutUser(s.Repository), "revision", revision, "project", s.Project)
+		}
 		return nil, nil
 	}
 	r, err := c.o.Cluster.Open(ctx, s.Repository, s.Project)
