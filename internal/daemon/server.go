@@ -23,12 +23,8 @@ import (
 	"github.com/digestlock/digestlock/internal/lock"
 )
 
-const (
-	// maxSkew is how far two clocks may differ. A pin from the future would never move again.
-	maxSkew = 5 * time.Minute
-	// maxField bounds each text of a source. Repository URLs and paths are far shorter.
-	maxField = 4096
-)
+// maxField bounds each text of a source. Repository URLs and paths are far shorter.
+const maxField = 4096
 
 // Resolver is the cache that the server stands in front of.
 type Resolver interface {
@@ -188,9 +184,6 @@ func check(req api.ResolveRequest) ([]image.Ref, error) {
 		if err := p.Check(); err != nil {
 			return nil, err
 		}
-		if p.ResolvedAt.After(time.Now().Add(maxSkew)) {
-			return nil, fmt.Errorf("image %s: resolvedAt %v lies in the future", p.Image, p.ResolvedAt)
-		}
 	}
 	if req.Source != nil {
 		for _, f := range append(fields(req.Source), req.Source.Revision, req.Source.Mode) {
@@ -208,7 +201,13 @@ func (s *Server) record(req api.ResolveRequest, results []image.Resolution) {
 	if req.Source == nil || req.Source.Repository == "" {
 		return
 	}
+	now := time.Now().UTC()
 	pins := slices.Clone(req.Locked)
+	for i, p := range pins {
+		if p.ResolvedAt.After(now) {
+			pins[i].ResolvedAt = now // a clock that jumped has left it in the lock, where it is the companion's to mend
+		}
+	}
 	for _, r := range results {
 		if r.Err != nil {
 			return
@@ -217,7 +216,7 @@ func (s *Server) record(req api.ResolveRequest, results []image.Resolution) {
 	}
 	doc := lock.Merge(nil, pins) // sorted, without holds: those are the lock file's business
 	doc.Source = req.Source
-	doc.Source.RenderedAt = time.Now().UTC().Truncate(time.Second)
+	doc.Source.RenderedAt = now.Truncate(time.Second)
 	if err := s.o.Ledger.Record(*doc, len(results) == 0); err != nil {
 		// The render is right and its pins are known until a restart; what suffers is that a restart forgets them.
 		s.unsaved.Inc()
