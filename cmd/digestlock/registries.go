@@ -1,12 +1,17 @@
 package main
 
 import (
+	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/digestlock/digestlock/internal/cli"
 	"github.com/digestlock/digestlock/internal/credentials"
 	"github.com/digestlock/digestlock/internal/registry"
 )
+
+// maxQPS is more than any registry takes, and what is derived of it still a number.
+const maxQPS = 1e6
 
 // registryFlags adds the flags that say which registries may be asked, and how. Who is asked follows from images, and
 // so from whoever can write an Application: these flags are the operator's word.
@@ -18,7 +23,12 @@ func registryFlags(flags *cli.Flags) *registry.Options {
 	flags.Func("allow-realm", "`glob` of host[:port] that may get the credentials of any registry for a token (repeatable); "+
 		"not needed for the registry itself and hosts of its domain", addHosts(&o.AllowRealm))
 	flags.BoolVar(&o.AllowPrivate, "allow-private-registries", false, "connect to private addresses (RFC 1918, fc00::/7, 100.64.0.0/10) for all registries")
-	flags.Float64Var(&o.QPS, "registry-qps", 50, "requests a second to one registry, and twice as many at once")
+	flags.Func("registry-qps", "`number` of requests a second to one registry, and twice as many at once (default 50)", func(v string) (err error) {
+		if o.QPS, err = strconv.ParseFloat(v, 64); err != nil || !(o.QPS > 0 && o.QPS <= maxQPS) { // NaN compares with nothing
+			return fmt.Errorf("%q is no number above 0, %.0f at most", v, maxQPS)
+		}
+		return nil
+	})
 	return o
 }
 

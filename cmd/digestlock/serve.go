@@ -64,7 +64,7 @@ func serve(ctx context.Context, env cli.Env, args []string) error {
 	}
 	for name, bad := range map[string]bool{
 		"ttl": *ttl <= 0, "cache-size": *size <= 0, "lookup-timeout": *timeout <= 0, "stale-if-error": *stale < 0,
-		"stale-while-revalidate": *revalidate < 0, "refresh-window": *window < 0, "registry-qps": registries.QPS <= 0, "render-cache": *renders < 0,
+		"stale-while-revalidate": *revalidate < 0, "refresh-window": *window < 0, "render-cache": *renders < 0,
 	} {
 		if bad {
 			return cli.Usage("see \"digestlock serve --help\"", "--%s is out of range", name)
