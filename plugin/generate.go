@@ -9,10 +9,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/digestlock/digestlock/internal/fault"
@@ -42,9 +42,8 @@ func Source(getenv func(string) string) *lock.Source {
 		Path:           getenv("ARGOCD_APP_SOURCE_PATH"),
 		Revision:       getenv("ARGOCD_APP_REVISION"),
 	}
-	if u, err := url.Parse(s.Repository); err == nil && u.User != nil && u.Host != "" && u.Scheme != "ssh" {
-		u.User = nil // somebody's password has no place in a ledger
-		s.Repository = u.String()
+	if !strings.HasPrefix(strings.ToLower(s.Repository), "ssh://") {
+		s.Repository = lock.WithoutUser(s.Repository) // somebody's password has no place in a ledger
 	}
 	if s.Repository == "" || s.Revision == "" || s.Revision == streamed {
 		return nil

@@ -134,6 +134,16 @@ func TestSource(t *testing.T) {
 	if diff := cmp.Diff(want, Source(func(k string) string { return env[k] })); diff != "" {
 		t.Errorf("Source (-want +got):\n%s", diff)
 	}
+	for url, want := range map[string]string{
+		"https://u:p@git.example.com/r":    "https://git.example.com/r",
+		"https://u:p%zz@git.example.com/r": "https://git.example.com/r", // parses as no URL
+		"ssh://git@git.example.com/~/r":    "ssh://git@git.example.com/~/r",
+	} {
+		env["ARGOCD_APP_SOURCE_REPO_URL"] = url
+		if s := Source(func(k string) string { return env[k] }); s.Repository != want {
+			t.Errorf("source of %s has repository %s, want %s", url, s.Repository, want)
+		}
+	}
 	env["ARGOCD_APP_REVISION"] = "streamed"
 	if s := Source(func(k string) string { return env[k] }); s != nil {
 		t.Errorf("a local diff has source %+v, want none", s)

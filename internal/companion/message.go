@@ -94,7 +94,7 @@ func DefaultMessage(m Message) (string, error) {
 
 // message returns the message of a commit. The trailer, by which the companion knows its own commits again, is in all.
 func (c *Companion) message(t *target, moves []move) (string, error) {
-	m := Message{Repository: withoutUser(t.repository.URL), Branch: t.branch, Images: images(moves)}
+	m := Message{Repository: lock.WithoutUser(t.repository.URL), Branch: t.branch, Images: images(moves)}
 	m.Subject = subject(m.Images)
 	text, err := c.o.Message(m)
 	if text = strings.TrimSpace(text); err == nil && text == "" {

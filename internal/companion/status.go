@@ -105,7 +105,7 @@ func texts(problems []error) []string {
 
 func (u *updater) status() BranchStatus {
 	s := BranchStatus{
-		Repository: withoutUser(u.target.repository.URL), Branch: u.target.branch, Tip: u.tip.Commit(), PushBranch: u.target.head, Request: u.page,
+		Repository: lock.WithoutUser(u.target.repository.URL), Branch: u.target.branch, Tip: u.tip.Commit(), PushBranch: u.target.head, Request: u.page,
 		Problems: texts(u.problems), Sources: []SourceStatus{}, Pins: []PinStatus{},
 	}
 	if r := u.target.records; r != nil {

@@ -210,7 +210,7 @@ func (c *Companion) sources(docs []lock.Document) ([]source, error) {
 		found, ok := at[place{normalise(s.Repository), revision(s.TargetRevision), path.Clean(s.Path), s.Project}]
 		if !ok && c.refuse(1, s.Repository, s.TargetRevision, s.Path, s.Project) {
 			c.o.Log.Warn("render refused: no Application that uses the plugin has this repository, revision, path and project",
-				"repository", withoutUser(s.Repository), "revision", s.TargetRevision, "path", s.Path, "project", s.Project)
+				"repository", lock.WithoutUser(s.Repository), "revision", s.TargetRevision, "path", s.Path, "project", s.Project)
 		}
 		for _, i := range found {
 			if all[i].Name == s.Application {
@@ -324,7 +324,7 @@ func (c *Companion) repositories(ctx context.Context, s source) ([]Repository, e
 	if c.o.Cluster == nil || listed {
 		if c.refuse(1, s.Repository, revision, s.Project) {
 			c.o.Log.Warn("render refused: not a repository and branch this companion writes to",
-				"repository", withoutUser(s.Repository), "revision", revision, "project", s.Project)
+				"repository", lock.WithoutUser(s.Repository), "revision", revision, "project", s.Project)
 		}
 		return nil, nil
 	}
@@ -332,7 +332,7 @@ func (c *Companion) repositories(ctx context.Context, s source) ([]Repository, e
 	if err != nil {
 		return nil, err
 	}
-	return []Repository{{Remote: r.Remote, URL: withoutUser(s.Repository), Ensure: r.Ensure}}, nil
+	return []Repository{{Remote: r.Remote, URL: lock.WithoutUser(s.Repository), Ensure: r.Ensure}}, nil
 }
 
 func (t *target) add(sources []source) {
@@ -402,14 +402,4 @@ func normalise(url string) string {
 	}
 	host = strings.TrimSuffix(host, map[string]string{"https": ":443", "http": ":80", "ssh": ":22"}[scheme])
 	return scheme + "://" + host + "/" + strings.TrimSuffix(strings.Trim(path, "/"), ".git")
-}
-
-// withoutUser makes a URL that an Application names fit for a log: it may hold a password.
-func withoutUser(url string) string {
-	scheme, rest, ok := strings.Cut(url, "://")
-	if !ok {
-		return url
-	}
-	host, path, _ := strings.Cut(rest, "/")
-	return scheme + "://" + host[strings.LastIndexByte(host, '@')+1:] + "/" + path
 }

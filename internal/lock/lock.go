@@ -73,6 +73,20 @@ type Source struct {
 	RenderedAt     time.Time `json:"renderedAt"`
 }
 
+// WithoutUser returns the URL of a repository without the user and password that it may hold, also where it is none that
+// parses. It returns an address of another form, such as git@host:path, as it is.
+func WithoutUser(url string) string {
+	scheme, rest, ok := strings.Cut(url, "://")
+	if !ok {
+		return url
+	}
+	host, path := rest, ""
+	if i := strings.IndexByte(rest, '/'); i >= 0 {
+		host, path = rest[:i], rest[i:]
+	}
+	return scheme + "://" + host[strings.LastIndexByte(host, '@')+1:] + path
+}
+
 // Find returns the pin of image, and whether there is one. It needs sorted pins, as [Parse] returns them.
 func (d *Document) Find(image string) (Pin, bool) {
 	if d == nil {

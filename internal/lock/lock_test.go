@@ -437,3 +437,19 @@ func TestWritten(t *testing.T) {
 		checkWritten(t, data[:i])
 	}
 }
+
+func TestWithoutUser(t *testing.T) {
+	t.Parallel()
+	for url, want := range map[string]string{
+		"https://git.example.com/r.git":           "https://git.example.com/r.git",
+		"https://u:p@git.example.com/r.git?a=b@c": "https://git.example.com/r.git?a=b@c",
+		"https://u:p%zz@git.example.com/r":        "https://git.example.com/r",
+		"https://u:p@x@git.example.com":           "https://git.example.com",
+		"git@git.example.com:r.git":               "git@git.example.com:r.git",
+		"":                                        "",
+	} {
+		if got := WithoutUser(url); got != want {
+			t.Errorf("WithoutUser(%q) = %q, want %q", url, got, want)
+		}
+	}
+}

@@ -133,7 +133,7 @@ func (a *application) unsuited() string {
 		a.fix = "none, Image Updater goes on with it; or verify at admission"
 		return "Image Updater verifies signatures for it, which digestlock does not"
 	case a.updater.repo != "" && sameURL(a.updater.repo) != sameURL(stringAt(source, "repoURL")):
-		return fmt.Sprintf("Image Updater writes to another repository, %s: the companion writes where the overlay is", withoutUser(a.updater.repo))
+		return fmt.Sprintf("Image Updater writes to another repository, %s: the companion writes where the overlay is", lock.WithoutUser(a.updater.repo))
 	case strings.Contains(stringAt(a.doc.root, "spec", "templatePatch"), "kustomize"):
 		return "its templatePatch names kustomize"
 	}

@@ -114,15 +114,7 @@ func (p *planner) find(repo, where string) (dir, why, fix string) {
 		}
 		return dir, "", ""
 	}
-	return "", fmt.Sprintf("its overlay, %s of %s, is not in this checkout", where, withoutUser(repo)), "give the checkout that has it as well: digestlock migrate DIR OTHER-DIR"
-}
-
-func withoutUser(repo string) string {
-	if u, err := url.Parse(repo); err == nil && u.Host != "" {
-		u.User = nil
-		return u.String()
-	}
-	return repo
+	return "", fmt.Sprintf("its overlay, %s of %s, is not in this checkout", where, lock.WithoutUser(repo)), "give the checkout that has it as well: digestlock migrate DIR OTHER-DIR"
 }
 
 // kustomization returns the path of a directory's kustomization, "" when it has none, or several.
