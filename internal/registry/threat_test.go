@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
@@ -502,6 +503,20 @@ func TestRetryAfterByTheRegistrysClock(t *testing.T) {
 	h.Set("Retry-After", now.Add(7*time.Second).UTC().Format(http.TimeFormat))
 	if got := retryAfter(h); got != 7*time.Second {
 		t.Errorf("retryAfter = %v, want 7s", got)
+	}
+}
+
+// TestRetryAfterOutOfRange: what no clock can add is a long time, not none.
+func TestRetryAfterOutOfRange(t *testing.T) {
+	t.Parallel()
+	for _, v := range []string{"3601", "2147483648", "9223372036854775808", "99999999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"} {
+		if got := retryAfter(http.Header{"Retry-After": {v}}); got != maxPause {
+			t.Errorf("retryAfter(%q) = %v, want %v", v, got, maxPause)
+		}
+		resp := &http.Response{StatusCode: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {v}}}
+		if _, final := errors.AsType[*backoff.PermanentError](again(t.Context(), resp, nil)); !final {
+			t.Errorf("Retry-After: %s is tried again", v)
+		}
 	}
 }
 

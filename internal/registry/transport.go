@@ -255,18 +255,18 @@ func temporary(err error) bool {
 	return false
 }
 
-// retryAfter returns how long a response asks to wait, in either of the header's two forms, or 0.
+// retryAfter returns how long a response asks to wait, in either of the header's two forms, maxPause at most, or 0.
 func retryAfter(h http.Header) time.Duration {
 	v := h.Get("Retry-After")
-	if seconds, err := strconv.ParseUint(v, 10, 31); err == nil {
-		return time.Duration(seconds) * time.Second
+	if seconds, err := strconv.ParseUint(v, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
+		return time.Duration(min(seconds, uint64(maxPause/time.Second))) * time.Second
 	}
 	at, err := http.ParseTime(v)
 	if err != nil {
 		return 0
 	}
 	if now, err := http.ParseTime(h.Get("Date")); err == nil {
-		return at.Sub(now) // by the registry's clock, which may be wrong
+		return min(at.Sub(now), maxPause) // by the registry's clock, which may be wrong
 	}
-	return time.Until(at)
+	return min(time.Until(at), maxPause)
 }
