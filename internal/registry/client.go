@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -171,16 +172,24 @@ func (c *Client) host(name string) *host {
 	defer c.mu.Unlock()
 	h, ok := c.hosts[name]
 	if !ok {
-		for other := range c.hosts {
-			if len(c.hosts) < maxHosts {
-				break
-			}
-			delete(c.hosts, other) // whoever uses it goes on to; a session is lost
+		if len(c.hosts) >= maxHosts {
+			least := slices.MinFunc(slices.Collect(maps.Values(c.hosts)), func(a, b *host) int { return a.needed().Compare(b.needed()) })
+			delete(c.hosts, least.name) // whoever uses it goes on to; a session is lost
 		}
 		h = newHost(c, name)
 		c.hosts[name] = h
 	}
+	h.used = time.Now()
 	return h
+}
+
+// needed returns until when the host is worth remembering: it was used then, or its pause ends. The caller holds the
+// client's lock.
+func (h *host) needed() time.Time {
+	if until := h.paused(); until.After(h.used) {
+		return until
+	}
+	return h.used
 }
 
 // host is one registry: what is known of it and the slots for talking to it.
@@ -193,6 +202,7 @@ type host struct {
 	slots  chan struct{}
 	spare  chan struct{} // those of the slots that look-ups may have which nobody waits for
 	limit  *rate.Limiter
+	used   time.Time // last, guarded by the client's lock
 
 	mu     sync.Mutex
 	until  time.Time // the registry has asked for silence
@@ -356,8 +366,8 @@ func (h *host) join(scope string, batch []*task) map[*group][]*task {
 	return parts
 }
 
-// groupOf returns the group of a repository, a new one if need be. It forgets a group that is too old. The caller
-// holds the lock.
+// groupOf returns the group of a repository, a new one if need be. It forgets a group that is too old, and with a new one
+// all that are: nobody may ask for them again. The caller holds the lock.
 func (h *host) groupOf(m member) *group {
 	if g := h.groups[m]; g != nil && !g.old() {
 		return g
@@ -366,7 +376,8 @@ func (h *host) groupOf(m member) *group {
 	}
 	open := h.open[m.scope]
 	if open == nil || len(open.repos) >= maxScopes || open.old() {
-		open = &group{host: h, scope: m.scope}
+		maps.DeleteFunc(h.groups, func(_ member, g *group) bool { return g.old() })
+		open = &group{host: h, scope: m.scope, made: time.Now()}
 		h.open[m.scope] = open
 	}
 	open.repos = append(open.repos, m.repo)
@@ -393,7 +404,7 @@ func (h *host) isolate(m member) *group {
 	if g != nil {
 		g.repos = slices.DeleteFunc(slices.Clone(g.repos), func(r string) bool { return r == m.repo })
 	}
-	g = &group{host: h, scope: m.scope, alone: true, repos: []string{m.repo}}
+	g = &group{host: h, scope: m.scope, made: time.Now(), alone: true, repos: []string{m.repo}}
 	h.groups[m] = g
 	return g
 }

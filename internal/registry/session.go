@@ -26,7 +26,8 @@ const maxRedirects = 3
 // group is a set of repositories that share a session. Its fields are guarded by the host's lock.
 type group struct {
 	host   *host
-	scope  string   // whose credentials
+	scope  string // whose credentials
+	made   time.Time
 	alone  bool     // one repository, with the credentials for just that one
 	repos  []string // the scopes of the next session
 	flight *flight  // the session, or the opening of it; nil after a failure
@@ -106,10 +107,11 @@ func (g *group) land(f *flight) {
 	close(f.done)
 }
 
-// old reports whether the group's session has served long enough. The caller holds the lock.
+// old reports whether the group's session has served long enough, or the group without one waited for it. The caller
+// holds the lock.
 func (g *group) old() bool {
 	if g.flight == nil {
-		return false
+		return time.Since(g.made) >= g.host.sessionAge
 	}
 	select {
 	case <-g.flight.done:

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -558,10 +559,52 @@ func TestInventedRegistriesAreBounded(t *testing.T) {
 	if n := len(c.hosts); n != maxHosts {
 		t.Errorf("%d registries are remembered, want %d", n, maxHosts)
 	}
+	if _, ok := c.hosts["h0.test"]; ok {
+		t.Error("the registry used longest ago is remembered")
+	}
 	if got := c.metrics.label("h3.test"); got != "h3.test" {
 		t.Errorf("label = %q, want the host", got)
 	}
 	if got := c.metrics.label("one-more.test"); got != otherRegistries {
 		t.Errorf("label = %q, want %q", got, otherRegistries)
 	}
+}
+
+// TestInventedRegistriesKeepTheUsed: neither a registry in use nor one that asked for silence makes room for invented ones.
+func TestInventedRegistriesKeepTheUsed(t *testing.T) {
+	t.Parallel()
+	c := client(Options{})
+	used, silent := c.host("used.test"), c.host("silent.test")
+	silent.pause(time.Minute)
+	for i := range 3 * maxHosts {
+		c.host(fmt.Sprintf("h%d.test", i))
+		c.host("used.test")
+	}
+	if c.hosts["used.test"] != used {
+		t.Error("a registry in use was forgotten")
+	}
+	if c.hosts["silent.test"] != silent {
+		t.Error("a registry that asked for silence was forgotten, and its pause with it")
+	}
+}
+
+// TestInventedRepositoriesAreBounded: repositories that nobody asks for again are forgotten, with and without a session.
+func TestInventedRepositoriesAreBounded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := client(Options{}).host("ghcr.io")
+		for i := range 20 * maxScopes {
+			ref := image.Ref{Registry: h.name, Repository: fmt.Sprintf("a%d", i), Tag: "latest"}
+			for g := range h.join("", []*task{{ref: ref}}) {
+				if i%(2*maxScopes) == 0 && g.flight == nil { // every other group has a session, the rest failed to open one
+					g.flight = &flight{done: make(chan struct{}), session: &session{opened: time.Now()}}
+					close(g.flight.done)
+				}
+			}
+			time.Sleep(sessionAge / maxScopes)
+			if n := len(h.groups); n > 3*maxScopes {
+				t.Fatalf("%d repositories are remembered after %d in %v each", n, i+1, sessionAge/maxScopes)
+			}
+		}
+	})
 }
