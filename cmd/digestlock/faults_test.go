@@ -69,7 +69,7 @@ var faults = []struct {
 	code       string // registry-unavailable where nothing is said
 	refused    bool
 }{
-	{name: "429", fault: status(429, ""), text: `HOST: unavailable (429, throttled)`, hint: `log in to HOST for a higher limit, or wait`},
+	{name: "429", fault: status(429, ""), text: `HOST: unavailable (429, throttled until TIME)`, hint: `log in to HOST for a higher limit, or wait`},
 	{name: "429 with Retry-After", fault: status(429, "3600"), text: `HOST: unavailable (429, throttled until TIME)`, hint: `log in to HOST for a higher limit, or wait`},
 	{name: "500", fault: status(500, ""), text: `HOST: unavailable (500)`, hint: later},
 	{name: "502", fault: status(502, ""), text: `HOST: unavailable (502)`, hint: later},

@@ -205,7 +205,8 @@ type host struct {
 	used   time.Time // last, guarded by the client's lock
 
 	mu     sync.Mutex
-	until  time.Time // the registry has asked for silence
+	until  time.Time     // the registry has asked for silence
+	guess  time.Duration // our last pause for a registry that does not say how long, 0 once it has served
 	groups map[member]*group
 	open   map[string]*group // by scope, the one that takes new repositories
 }

@@ -17,6 +17,9 @@ const (
 	// maxPause bounds what a registry may ask for: its word must not silence it for ever.
 	maxPause = time.Hour
 
+	// firstPause is how long a registry is left alone that throttles without saying how long. It doubles while that goes on.
+	firstPause = 2 * time.Second
+
 	// maxJitter keeps those who were told the same from coming back as one.
 	maxJitter = 250 * time.Millisecond
 )
@@ -26,7 +29,7 @@ func newLimiter(qps float64) *rate.Limiter {
 	return rate.NewLimiter(rate.Limit(qps), max(1, int(2*qps)))
 }
 
-// pace holds requests to one registry back: to our own rate, and for as long as the registry has asked for.
+// pace holds requests to one registry back: to our own rate, and for as long as the registry has asked for, or where it has not said, throttles us.
 type pace struct {
 	host *host
 	next http.RoundTripper
@@ -37,8 +40,12 @@ func (p pace) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	resp, err := p.next.RoundTrip(req)
-	if err == nil && resp.StatusCode == http.StatusTooManyRequests {
-		p.host.pause(retryAfter(resp.Header))
+	switch {
+	case err != nil:
+	case resp.StatusCode == http.StatusTooManyRequests:
+		p.host.throttle(retryAfter(resp.Header))
+	case resp.StatusCode == http.StatusOK:
+		p.host.served()
 	}
 	return resp, err
 }
@@ -55,11 +62,12 @@ func (h *host) turn(ctx context.Context) error {
 		return cmp.Or(ctx.Err(), errPaced)
 	}
 	for until := h.paused(); time.Now().Before(until); until = h.paused() {
-		if end, ok := ctx.Deadline(); ok && end.Before(until) {
+		wait := time.Until(until) + rand.N(maxJitter)
+		if end, ok := ctx.Deadline(); ok && time.Until(end) < wait {
 			return errThrottled
 		}
 		select {
-		case <-time.After(time.Until(until) + rand.N(maxJitter)):
+		case <-time.After(wait):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -75,6 +83,27 @@ func (h *host) pause(d time.Duration) {
 	if until.After(h.until) {
 		h.until = until
 	}
+}
+
+// throttle pauses for d, or where the registry has not said how long, for a time of our own. Answers to requests that were
+// under way when a pause began are one word, not several.
+func (h *host) throttle(d time.Duration) {
+	if d <= 0 {
+		h.mu.Lock()
+		if time.Now().After(h.until) {
+			h.guess = min(max(firstPause, 2*h.guess), maxPause)
+			d = h.guess
+		}
+		h.mu.Unlock()
+	}
+	h.pause(d)
+}
+
+// served notes that the registry does not throttle any more.
+func (h *host) served() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.guess = 0
 }
 
 // paused returns until when the registry has asked for silence, which may be long ago.

@@ -608,3 +608,34 @@ func TestInventedRepositoriesAreBounded(t *testing.T) {
 		}
 	})
 }
+
+// TestThrottledWithoutTime: a registry that does not say how long is left alone, longer each time, until it serves again.
+func TestThrottledWithoutTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := client(Options{}).host("ghcr.io")
+		answer := func(status int) time.Duration {
+			p := pace{h, roundTripper(func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: status}, nil })}
+			if _, err := p.RoundTrip(httptest.NewRequestWithContext(t.Context(), http.MethodHead, "https://ghcr.io/", nil)); err != nil {
+				t.Fatal(err)
+			}
+			return time.Until(h.paused())
+		}
+		for want := firstPause; want < maxPause; want *= 2 {
+			if got := answer(429); got != want {
+				t.Fatalf("paused for %v, want %v", got, want)
+			}
+			h.throttle(0) // the answer to one that was under way
+			if got := time.Until(h.paused()); got != want {
+				t.Fatalf("a second answer made it %v, want %v", got, want)
+			}
+		}
+		if got := answer(429); got != maxPause {
+			t.Fatalf("paused for %v, want %v", got, maxPause)
+		}
+		answer(200)
+		if got := answer(429); got != firstPause {
+			t.Errorf("after an answer paused for %v, want %v", got, firstPause)
+		}
+	})
+}
