@@ -31,6 +31,8 @@ type Ledger struct {
 	mu      sync.Mutex // also serialises the writes, so that the newest document is the one on disk
 	records int        // since it was opened; nothing else changes entries
 	entries map[string]lock.Document
+	pins    int // of all entries
+	maxPins int
 	saved   map[string]lock.Document // what is on disk
 	swept   time.Time                // when forget last looked
 }
@@ -43,6 +45,10 @@ const (
 	refresh = time.Hour
 	// maxSources bounds the ledger; the source that was not rendered for the longest time makes room.
 	maxSources = 20_000
+	// maxPins bounds what those weigh, for a full ledger has to fit the 256 MiB of manifests/sidecar, also after a restart. A pin
+	// takes 0.2 KB (measured), twice once it is rendered again, as much again for the garbage collector, and 0.2 KB of JSON while
+	// the companion reads: 150 MB at most, beside 60 MiB of all else.
+	maxPins = 150_000
 
 	entrySuffix = ".yaml"
 	tempPattern = ".new-*" // never ends in entrySuffix
@@ -53,11 +59,13 @@ const (
 
 // OpenLedger makes dir if needed and reads what is in it. A document that cannot be read is logged and kept: the next
 // render of its source replaces it. The error, about a directory that cannot be used, carries a hint.
-func OpenLedger(dir string, log *slog.Logger) (*Ledger, error) {
+func OpenLedger(dir string, log *slog.Logger) (*Ledger, error) { return openBounded(dir, maxPins, log) }
+
+func openBounded(dir string, maxPins int, log *slog.Logger) (*Ledger, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, stateDirError(err)
 	}
-	l := &Ledger{dir: dir, life: rand.Text(), entries: map[string]lock.Document{}, saved: map[string]lock.Document{}}
+	l := &Ledger{dir: dir, life: rand.Text(), maxPins: maxPins, entries: map[string]lock.Document{}, saved: map[string]lock.Document{}}
 	if err := l.Probe(); err != nil {
 		return nil, stateDirError(err)
 	}
@@ -78,7 +86,9 @@ func OpenLedger(dir string, log *slog.Logger) (*Ledger, error) {
 		if err == nil {
 			var doc *lock.Document
 			if doc, err = lock.ParseEntry(f.Name(), data); err == nil {
-				l.entries[key], l.saved[key] = *doc, *doc
+				l.keep(key, *doc)
+				l.saved[key] = *doc
+				l.makeRoom()
 				continue
 			}
 		}
@@ -132,8 +142,11 @@ func (l *Ledger) Record(doc lock.Document, inGit bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.records++
-	l.entries[key] = doc
+	l.keep(key, doc)
 	l.forget(doc.Source.RenderedAt)
+	if _, kept := l.entries[key]; !kept {
+		return nil // rendered before all others
+	}
 	if old, ok := l.saved[key]; ok && sameRender(old, doc) {
 		return nil
 	}
@@ -151,29 +164,41 @@ func sameRender(old, cur lock.Document) bool {
 		slices.EqualFunc(old.Pins, cur.Pins, samePin)
 }
 
-// forget drops sources that were not rendered for too long, seen from now, and the oldest when there are too many. The
-// caller holds mu.
+// keep replaces an entry.
+func (l *Ledger) keep(key string, doc lock.Document) {
+	l.pins += len(doc.Pins) - len(l.entries[key].Pins)
+	l.entries[key] = doc
+}
+
+// forget drops sources that were not rendered for too long, seen from now, and makes room. The caller holds mu.
 func (l *Ledger) forget(now time.Time) {
-	if now.Sub(l.swept) < refresh && len(l.entries) <= maxSources {
-		return
-	}
-	l.swept = now
-	oldest := ""
-	for key, d := range l.entries {
-		switch at := d.Source.RenderedAt; {
-		case now.Sub(at) > retention:
-			l.drop(key)
-		case oldest == "" || at.Before(l.entries[oldest].Source.RenderedAt):
-			oldest = key
+	if now.Sub(l.swept) >= refresh {
+		l.swept = now
+		for key, d := range l.entries {
+			if now.Sub(d.Source.RenderedAt) > retention {
+				l.drop(key)
+			}
 		}
 	}
-	if len(l.entries) > maxSources {
+	l.makeRoom()
+}
+
+// makeRoom drops the sources that were not rendered for the longest time, as long as there is too much.
+func (l *Ledger) makeRoom() {
+	for len(l.entries) > maxSources || l.pins > l.maxPins {
+		oldest := ""
+		for key, d := range l.entries {
+			if oldest == "" || d.Source.RenderedAt.Before(l.entries[oldest].Source.RenderedAt) {
+				oldest = key
+			}
+		}
 		l.drop(oldest)
 	}
 }
 
 // drop removes an entry. A file that cannot be removed comes back at the next start, and is dropped again.
 func (l *Ledger) drop(key string) {
+	l.pins -= len(l.entries[key].Pins)
 	delete(l.entries, key)
 	delete(l.saved, key)
 	_ = os.Remove(filepath.Join(l.dir, key+entrySuffix))

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -32,7 +33,12 @@ func rendered(app, revision, digest string) lock.Document {
 
 func openLedger(t *testing.T, dir string) *Ledger {
 	t.Helper()
-	l, err := OpenLedger(dir, slog.New(slog.DiscardHandler))
+	return openLedgerOf(t, dir, maxPins)
+}
+
+func openLedgerOf(t *testing.T, dir string, maxPins int) *Ledger {
+	t.Helper()
+	l, err := openBounded(dir, maxPins, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,6 +130,50 @@ func TestLedgerForgets(t *testing.T) {
 		if len(pins) != 1 || pins[0].Source.Application != "new" {
 			t.Errorf("%s: %+v, want only the source that is still rendered", name, pins)
 		}
+	}
+}
+
+// TestLedgerIsBoundedInPins: whatever is reported and however much of it lies on disk, the newest renders are kept and the
+// rest is not held.
+func TestLedgerIsBoundedInPins(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	pins := make([]lock.Pin, 30)
+	for i := range pins {
+		pins[i] = lock.Pin{Image: fmt.Sprintf("registry.example.com/team/service-%04d:latest", i), Digest: d1, ResolvedAt: t0}
+	}
+	const full = 7
+	maxPins := full*len(pins) + 1
+	l := openLedgerOf(t, dir, maxPins)
+	at := func(i int) lock.Document {
+		d := rendered(fmt.Sprintf("app-%03d", i), "r1", d1)
+		d.Source.RenderedAt, d.Pins = t0.Add(time.Duration(i)*time.Second), pins
+		return d
+	}
+	check := func(l *Ledger, oldest, n int) {
+		t.Helper()
+		docs := l.Pins()
+		if len(docs) != n || l.pins != n*len(pins) || docs[0].Source.Application != at(oldest).Source.Application {
+			t.Errorf("%d sources with %d pins are kept, from %s, want %d from app-%03d", len(docs), l.pins, docs[0].Source.Application, n, oldest)
+		}
+	}
+	for i := range full + 2 {
+		if err := l.Record(at(i), true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(l, 2, full)
+	record(t, l, at(full)) // again: it counts once
+	check(l, 2, full)
+	for i := range 2 { // as a version without this bound has left them
+		d := at(i)
+		if err := l.write(keyOf(d.Source)+entrySuffix, d.Format(), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(openLedgerOf(t, dir, maxPins), 2, full)
+	if files, err := os.ReadDir(dir); err != nil || len(files) != full {
+		t.Errorf("%d files, %v, want %d", len(files), err, full)
 	}
 }
 
