@@ -173,7 +173,7 @@ func (c *Client) host(name string) *host {
 	h, ok := c.hosts[name]
 	if !ok {
 		if len(c.hosts) >= maxHosts {
-			least := slices.MinFunc(slices.Collect(maps.Values(c.hosts)), func(a, b *host) int { return a.needed().Compare(b.needed()) })
+			least := slices.MinFunc(slices.Collect(maps.Values(c.hosts)), func(a, b *host) int { return a.used.Compare(b.used) })
 			delete(c.hosts, least.name) // whoever uses it goes on to; a session is lost
 		}
 		h = newHost(c, name)
@@ -181,15 +181,6 @@ func (c *Client) host(name string) *host {
 	}
 	h.used = time.Now()
 	return h
-}
-
-// needed returns until when the host is worth remembering: it was used then, or its pause ends. The caller holds the
-// client's lock.
-func (h *host) needed() time.Time {
-	if until := h.paused(); until.After(h.used) {
-		return until
-	}
-	return h.used
 }
 
 // host is one registry: what is known of it and the slots for talking to it.

@@ -17,8 +17,10 @@ const (
 	// maxPause bounds what a registry may ask for: its word must not silence it for ever.
 	maxPause = time.Hour
 
-	// firstPause is how long a registry is left alone that throttles without saying how long. It doubles while that goes on.
+	// firstPause is how long a registry is left alone that throttles without saying how long. It doubles up to lastPause while
+	// that goes on.
 	firstPause = 2 * time.Second
+	lastPause  = time.Minute
 
 	// maxJitter keeps those who were told the same from coming back as one.
 	maxJitter = 250 * time.Millisecond
@@ -29,7 +31,8 @@ func newLimiter(qps float64) *rate.Limiter {
 	return rate.NewLimiter(rate.Limit(qps), max(1, int(2*qps)))
 }
 
-// pace holds requests to one registry back: to our own rate, and for as long as the registry has asked for, or where it has not said, throttles us.
+// pace holds requests to one registry back: to our own rate, and for as long as the registry asks for when it throttles
+// us, or for a guess where it does not say.
 type pace struct {
 	host *host
 	next http.RoundTripper
@@ -44,7 +47,7 @@ func (p pace) RoundTrip(req *http.Request) (*http.Response, error) {
 	case err != nil:
 	case resp.StatusCode == http.StatusTooManyRequests:
 		p.host.throttle(retryAfter(resp.Header))
-	case resp.StatusCode == http.StatusOK:
+	case resp.StatusCode < http.StatusInternalServerError:
 		p.host.served()
 	}
 	return resp, err
@@ -91,7 +94,7 @@ func (h *host) throttle(d time.Duration) {
 	if d <= 0 {
 		h.mu.Lock()
 		if time.Now().After(h.until) {
-			h.guess = min(max(firstPause, 2*h.guess), maxPause)
+			h.guess = min(max(firstPause, 2*h.guess), lastPause)
 			d = h.guess
 		}
 		h.mu.Unlock()
