@@ -212,7 +212,7 @@ func (a *argo) Stale(_ context.Context, app companion.Application) {
 		timeout = onceTimeout
 	}
 	a.settle(debt{app, true}, timeout, func(ctx context.Context) {
-		if err := insist(ctx, func() error { return a.renew(ctx, app) }); err != nil {
+		if err := a.renew(ctx, app); err != nil {
 			a.log.Warn("cannot tell that a tag has moved", "application", app.Name, "error", err)
 		}
 	})
@@ -220,14 +220,17 @@ func (a *argo) Stale(_ context.Context, app companion.Application) {
 
 // renew has Argo CD render an Application again, and sync it where it syncs by itself.
 func (a *argo) renew(ctx context.Context, app companion.Application) error {
-	again, err := a.Refresh(ctx, argocd.Application(app), true)
-	if again {
-		err = a.RefreshAgain(ctx, argocd.Application(app), true)
+	err := insist(ctx, func() error {
+		again, err := a.Refresh(ctx, argocd.Application(app), true)
+		if again {
+			err = a.RefreshAgain(ctx, argocd.Application(app), true)
+		}
+		return err
+	})
+	if err != nil || !app.AutoSync {
+		return err
 	}
-	if err == nil && app.AutoSync {
-		err = a.Sync(ctx, argocd.Application(app))
-	}
-	return err
+	return insist(ctx, func() error { return a.Sync(ctx, argocd.Application(app)) })
 }
 
 // insist calls f until it does not fail, staleTries times at most and with growing pauses, and returns its last error.
