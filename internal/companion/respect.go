@@ -121,7 +121,7 @@ func (u *updater) judge(ctx context.Context, log *history, dir string, p lock.Pi
 	if now.Digest != "" && now.Digest != q.Digest && now.ResolvedAt.After(q.ResolvedAt) {
 		return p, false, nil
 	}
-	cause, err := log.cause(ctx, dir, p, q.Digest, before)
+	cause, err := log.cause(ctx, dir, p, q, before)
 	if err != nil || cause == "" {
 		return p, false, err
 	}
@@ -320,13 +320,20 @@ func (h *history) find(hash string) *gitrepo.Commit {
 // "reverted in 3f2c1ab by Jane Doe". It follows first parents, along which a branch's own history runs. It returns "" when
 // nobody took the digest away: when the last to move the pin was the companion itself, which is so where a mark lags behind,
 // when that came with a hold which is over by now, or when the companion had moved the pin from that digest to what people then changed, of which another companion knows more.
-func (h *history) cause(ctx context.Context, dir string, p lock.Pin, taken string, before left) (cause string, err error) {
+func (h *history) cause(ctx context.Context, dir string, p, taken lock.Pin, before left) (cause string, err error) {
 	if err := h.read(ctx); err != nil {
 		return "", err
 	}
 	last := before.commit
-	if lost, err := h.lost(ctx, before); lost || err != nil {
-		return "branch reset past " + last[:7], err
+	lost, err := h.lost(ctx, before)
+	if err != nil {
+		return "", err
+	}
+	if lost {
+		if passed, err := h.passed(ctx, dir, p, taken); passed || err != nil {
+			return "", err
+		}
+		return "branch reset past " + last[:7], nil
 	}
 	cause = "changed by hand"
 	for c, moves := h.commits[0], 0; c.Hash != last; {
@@ -347,12 +354,12 @@ func (h *history) cause(ctx context.Context, dir string, p lock.Pin, taken strin
 				return "", err
 			}
 			if moves++; moves == 1 {
-				if p.Hold.Keeps(taken, c.When) {
+				if p.Hold.Keeps(taken.Digest, c.When) {
 					return "", nil // it was taken back for a while, and that is over
 				}
 				cause = became(c)
 			}
-			if !ok || q.Digest == taken {
+			if !ok || q.Digest == taken.Digest {
 				break
 			}
 			p = q
@@ -360,6 +367,29 @@ func (h *history) cause(ctx context.Context, dir string, p lock.Pin, taken strin
 		c = parent
 	}
 	return cause, nil
+}
+
+// passed reports whether companions have moved the pin on from what is taken, on the branch as it is now. Then no reset has
+// taken that away, whatever else it took.
+func (h *history) passed(ctx context.Context, dir string, p, taken lock.Pin) (bool, error) {
+	for c := h.commits[0]; !c.When.Add(maxSkew).Before(taken.ResolvedAt); {
+		parent := h.parent(c)
+		if parent == nil {
+			break
+		}
+		doc, err := h.lockAt(ctx, parent, dir)
+		if err != nil {
+			return false, err
+		}
+		if q, _ := doc.Find(p.Image); q.Digest != p.Digest {
+			if !h.byUs(c) || q.Digest == taken.Digest {
+				return h.byUs(c), nil
+			}
+			p = q
+		}
+		c = parent
+	}
+	return false, nil
 }
 
 // lost reports whether a commit of the companion's is not on the branch any more. Where the branch is longer than what was

@@ -239,6 +239,24 @@ func TestTwoMemories(t *testing.T) {
 	once(t, f.Companion, 0)
 }
 
+// TestResetBesideMove: a reset takes back one image. Another one, which a companion has moved since, is not held back from
+// what one that lags behind remembers of the commit that is gone.
+func TestResetBesideMove(t *testing.T) {
+	t.Parallel()
+	f := adopted(t)
+	lagging := f.Companion
+	f.replica.sees(pin(worker, 2))
+	once(t, lagging, 1)
+	f.repo.Git(t, "update-ref", "refs/heads/main", "refs/heads/main~1")
+	f.replica.sees(pin(server, 3))
+	once(t, f.restarted(t).Companion, 1)
+	wantHold(t, f.repo, server, 3, 0, "")
+	f.replica.sees(pin(server, 2), pin(worker, 3))
+	once(t, lagging, 1)
+	wantHold(t, f.repo, server, 3, 0, "")
+	wantHold(t, f.repo, worker, 3, 0, "")
+}
+
 // TestHandEdit: a digest that a person writes stays, until the tag moves on.
 func TestHandEdit(t *testing.T) {
 	t.Parallel()
