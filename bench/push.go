@@ -109,7 +109,7 @@ func (b *bench) crowded(ctx context.Context) ([]row, error) {
 	return []row{r}, nil
 }
 
-// byGit times what a script would do for the same commits, and the part of it that is nobody's but Git's: the push, of
+// byGit times what a script would do for commits of as many locks, and the part of it that is nobody's but Git's: the push, of
 // several repositories at a time. It ends the fleet's rounds: its locks have another comment.
 func (p *flushes) byGit(ctx context.Context) (all, alone row, err error) {
 	locks := fmt.Sprintf("%d locks in %d repositories by git: ", p.fleet.apps, p.fleet.repos)

@@ -319,7 +319,8 @@ func (h *history) find(hash string) *gitrepo.Commit {
 // cause says which commit since the companion's own moved the pin of p's image to where it is, in words for a hold:
 // "reverted in 3f2c1ab by Jane Doe". It follows first parents, along which a branch's own history runs. It returns "" when
 // nobody took the digest away: when the last to move the pin was the companion itself, which is so where a mark lags behind,
-// when that came with a hold which is over by now, or when the companion had moved the pin from that digest to what people then changed, of which another companion knows more.
+// when that came with a hold which is over by now, or when the companion had moved the pin from that digest to what people
+// then changed, of which another companion knows more.
 func (h *history) cause(ctx context.Context, dir string, p, taken lock.Pin, before left) (cause string, err error) {
 	if err := h.read(ctx); err != nil {
 		return "", err
@@ -381,13 +382,15 @@ func (h *history) passed(ctx context.Context, dir string, p, taken lock.Pin) (bo
 		if err != nil {
 			return false, err
 		}
-		if q, _ := doc.Find(p.Image); q.Digest != p.Digest {
-			if !h.byUs(c) || q.Digest == taken.Digest {
-				return h.byUs(c), nil
-			}
-			p = q
+		q, ok := doc.Find(p.Image)
+		switch {
+		case q.Digest == p.Digest:
+		case !ok || !h.byUs(c):
+			return false, nil
+		case q.Digest == taken.Digest:
+			return true, nil
 		}
-		c = parent
+		c, p = parent, q
 	}
 	return false, nil
 }
