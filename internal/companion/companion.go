@@ -112,12 +112,10 @@ type Companion struct {
 	bell    *bell
 	board   board
 	sights  *sights
-	refused refusals
+	said    said
 
 	mu       sync.Mutex         // guards branches
 	branches map[string]*branch // by repository and branch; what is remembered from cycle to cycle
-
-	complained map[Application]string // what each Application was last told of trouble
 }
 
 // New returns a companion. Two companions cannot share a Registerer.

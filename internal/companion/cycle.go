@@ -58,7 +58,7 @@ func (c *Companion) cycle(ctx context.Context, quiet Quiet, r *rings) outcome {
 	}
 	c.complain(ctx, trouble)
 	c.forget()
-	c.refused.ended()
+	c.said.ended()
 	return outcome{commits, problems}
 }
 

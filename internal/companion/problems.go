@@ -50,36 +50,36 @@ func (p problems) Error() string {
 
 func (p problems) Unwrap() []error { return p }
 
-// refusals are the places for which renders are refused, as of the last cycle and the one under way. The zero value knows of
-// none. It is safe for concurrent use.
-type refusals struct {
+// said is what was said in the last cycle and the one under way: what stays so is said once. The zero value knows of nothing.
+// It is safe for concurrent use.
+type said struct {
 	mu        sync.Mutex
 	last, now map[string]bool
 }
 
-// fresh notes a place, and reports whether it is new.
-func (r *refusals) fresh(place string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.now == nil {
-		r.now = map[string]bool{}
+// fresh notes what there is to say, and reports whether it is new.
+func (s *said) fresh(what string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now == nil {
+		s.now = map[string]bool{}
 	}
-	known := r.last[place] || r.now[place]
-	r.now[place] = true
+	known := s.last[what] || s.now[what]
+	s.now[what] = true
 	return !known
 }
 
 // ended ends a cycle, and forgets what it has not noted.
-func (r *refusals) ended() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.last, r.now = r.now, nil
+func (s *said) ended() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last, s.now = s.now, nil
 }
 
 // refuse notes that renders of a place are refused. It counts its sources, and reports whether to say so, once while that
 // stays so: a resolver remembers for days what is no more.
 func (c *Companion) refuse(sources int, place ...string) bool {
-	fresh := c.refused.fresh(fmt.Sprintf("%q", place))
+	fresh := c.said.fresh(fmt.Sprintf("%q", place))
 	if fresh {
 		c.metrics.refused.Add(float64(sources))
 	}

@@ -95,11 +95,10 @@ func (c *Companion) complain(ctx context.Context, t trouble) {
 	var fresh []Application
 	for app, problems := range t {
 		said[app] = strings.Join(texts(problems), "; ")
-		if said[app] != "" && said[app] != c.complained[app] {
+		if said[app] != "" && c.said.fresh(fmt.Sprintf("%v %q", app, said[app])) {
 			fresh = append(fresh, app)
 		}
 	}
-	c.complained = said
 	each(fresh, func(_ int, app Application) { c.o.Cluster.Event(ctx, app, true, "LockNotUpdated", said[app]) })
 }
 
