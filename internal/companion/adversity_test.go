@@ -72,7 +72,7 @@ func TestHoldThatIsOver(t *testing.T) {
 				f.replica.rendered(f.repo.URL, "main", "app", "backend", pin(server, 1))
 				f.replica.sees(pin(server, 2))
 				once(t, f.Companion, 1)
-				held, until := pin(server, 1), time.Now().Add(time.Second)
+				held, until := pin(server, 1), time.Now().Add(5*time.Second) // the commit has to come before
 				held.Hold = &lock.Hold{Rejected: rejected, Reason: "freeze", Until: until}
 				f.repo.Commit(t, "main", map[string]string{app: lockText(held)})
 				if restarted {
